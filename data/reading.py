@@ -1,0 +1,114 @@
+"""From a file to records: recognise the shape once, then read row by row; a bad row becomes a Failure that names its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+from data import tables
+from data.errors import FileError, RowError
+from data.records import Comparison, Failure, Response, Vote
+from data.sources import COMPARISON_SHAPES, RESPONSE_SHAPES, columns
+from data.sources.shape import Shape
+from data.tables import BadRow, Numbered
+
+PEEK = 100
+"""How many leading rows may be broken before a file's shape is given up on."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A file's shape and its rows, not read yet."""
+
+    source: str
+    shape: Shape
+    rows: Iterator[Comparison | Response | Failure]
+
+
+def comparisons(source: str, named: str | None = None) -> Iterator[Comparison | Failure]:
+    """The comparisons of a file, streamed. `named` is the text of `--columns`. Raises FileError."""
+    for row in open_comparisons(source, named).rows:
+        if isinstance(row, Comparison | Failure):
+            yield row
+
+
+def responses(source: str, named: str | None = None) -> Iterator[Response | Failure]:
+    """The single responses of a file, streamed. Raises FileError."""
+    for row in open_responses(source, named).rows:
+        if isinstance(row, Response | Failure):
+            yield row
+
+
+def open_comparisons(source: str, named: str | None = None) -> Reading:
+    shapes = (columns.comparisons(columns.parse(named)),) if named else COMPARISON_SHAPES
+    return _open(source, shapes, "comparisons")
+
+
+def open_responses(source: str, named: str | None = None) -> Reading:
+    shapes = (columns.responses(columns.parse(named)),) if named else RESPONSE_SHAPES
+    return _open(source, shapes, "responses")
+
+
+def _open(source: str, shapes: Sequence[Shape], what: str) -> Reading:
+    stream = tables.read(source)
+    seen: list[Numbered] = []
+    for each in stream:
+        seen.append(each)
+        if isinstance(each.row, BadRow):
+            if len(seen) < PEEK:
+                continue
+            break
+        names = frozenset(each.row)
+        shape = next((shape for shape in shapes if shape.matches(names)), None)
+        if shape is not None:
+            return Reading(source, shape, _rows(source, shape, chain(seen, stream)))
+        if len(seen) >= PEEK:
+            break
+    raise FileError(_no_shape(source, shapes, what, seen))
+
+
+def _no_shape(source: str, shapes: Sequence[Shape], what: str, seen: Sequence[Numbered]) -> str:
+    found = next((sorted(each.row) for each in seen if not isinstance(each.row, BadRow)), None)
+    if found is None:
+        row = seen[0].row
+        return f"{source}:{seen[0].number}: no usable row: {row.message if isinstance(row, BadRow) else row}"
+    expected = "; ".join(shape.about for shape in shapes)
+    return (
+        f"{source}: cannot be read as {what}: it has the columns {', '.join(found[:12])}; expected {expected}; "
+        "for others name them: --columns prompt=COLUMN,"
+        + ("a=COLUMN,b=COLUMN,human=COLUMN" if what == "comparisons" else "response=COLUMN")
+    )
+
+
+def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Comparison | Response | Failure]:
+    name = source if source.startswith("hf:") else Path(source).name
+    for each in rows:
+        place = f"{name}:{each.number}"
+        if isinstance(each.row, BadRow):
+            yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {each.row.message}", attempts=1)
+            continue
+        try:
+            if not shape.matches(frozenset(each.row)):
+                raise RowError(f"columns {', '.join(sorted(each.row)[:8]) or 'none'}; expected {shape.about}")
+            yield shape.read(each.row)
+        except RowError as error:
+            yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {error}", attempts=1)
+
+
+def merged_votes(rows: Iterator[Comparison | Failure]) -> dict[str, Comparison]:
+    """Comparisons by id, the votes of rows with the same id put together (files with a row a vote)."""
+    found: dict[str, Comparison] = {}
+    for row in rows:
+        if isinstance(row, Failure):
+            continue
+        known = found.get(row.id)
+        if known is None:
+            found[row.id] = row
+        elif known.responses == row.responses and known.prompt == row.prompt:
+            votes: tuple[Vote, ...] = known.votes + row.votes
+            found[row.id] = known.model_copy(update={"votes": votes})
+        else:
+            raise FileError(f"id {row.id!r} names two different comparisons; ids must be unique")
+    return found

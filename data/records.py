@@ -1,0 +1,228 @@
+"""What is a row? The records that every command reads and writes.
+
+All are frozen: a step makes a new record, it never edits one. Indices of responses count from 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from data.errors import RowError
+
+Strength: TypeAlias = Literal["significantly", "better", "slightly", "negligibly"]
+Method: TypeAlias = Literal["logprobs", "votes", "stated"]
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+
+MIN_RESPONSES, MAX_RESPONSES = 2, 9
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Prompt: TypeAlias = str | tuple[Message, ...]
+
+
+class Vote(Record):
+    """What one rater said of a comparison: the better response's index, or a tie."""
+
+    rater: str = "human"
+    choice: Annotated[int, Field(ge=0, strict=True)] | Literal["tie"]
+    strength: Strength | None = None
+
+
+class Comparison(Record):
+    """A prompt and two to nine responses to it, with what people said of them."""
+
+    id: str
+    prompt: Prompt
+    responses: Annotated[tuple[str, ...], Field(min_length=MIN_RESPONSES, max_length=MAX_RESPONSES)]
+    models: tuple[str, ...] | None = None
+    votes: tuple[Vote, ...] = ()
+    meta: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _indices_fit(self) -> Comparison:
+        count = len(self.responses)
+        for vote in self.votes:
+            if isinstance(vote.choice, int) and vote.choice >= count:
+                raise ValueError(f"votes: choice {vote.choice} names no response; expected 0 to {count - 1} or 'tie'")
+        if self.models is not None and len(self.models) != count:
+            raise ValueError(f"models: expected {count} names, one a response; got {len(self.models)}")
+        return self
+
+
+class Rating(Record):
+    """What one rater said of a single response."""
+
+    rater: str = "human"
+    harmful: bool | None = None
+    score: float | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Rating:
+        if (self.harmful is None) == (self.score is None):
+            raise ValueError("ratings: each needs either 'harmful' (true or false) or 'score' (a number)")
+        return self
+
+
+class Response(Record):
+    """A prompt and one response to it, judged alone."""
+
+    id: str
+    prompt: Prompt
+    response: str
+    model: str | None = None
+    ratings: tuple[Rating, ...] = ()
+    meta: dict[str, Any] = {}
+
+
+class Order(Record):
+    """The labeler's answer for one shown order of a pair.
+
+    `p_first` is the probability that the response shown first is the better one. `mass` is the probability that the
+    model gave to the label strings at all: where it is tiny, `p_first` is renormalised noise.
+    """
+
+    p_first: Probability
+    mass: Probability
+    rationale: str | None = None
+    votes: int | None = None
+
+
+class Label(Record):
+    """A soft preference label: `p` is the probability that response 0 is the better one (RLAIF, section 2.1)."""
+
+    id: str
+    p: Probability
+    choice: Literal[0, 1] | None
+    orders: tuple[Order, ...]
+    mass: Probability
+    same_position: bool | None
+    """Both orders preferred the same position; None where one order was asked or an order is an exact tie."""
+    model: str
+    task: str
+    digest: str
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+    method: Method
+    truncated: bool = False
+
+
+class Score(Record):
+    """A direct reward: the expectation of a 1-10 score under the labeler's likelihoods (RLAIF, section 2.2.2)."""
+
+    id: str
+    score: Annotated[float, Field(ge=1, le=10)]
+    reward: Annotated[float, Field(ge=-1, le=1)]
+    distribution: tuple[Probability, ...]
+    mass: Probability
+    rationale: str | None = None
+    model: str
+    task: str
+    digest: str
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+    method: Method
+    truncated: bool = False
+
+
+class Ranking(Record):
+    """Responses ordered best first, from all pairs: `p[i][j]` is the probability that i is better than j."""
+
+    id: str
+    order: tuple[int, ...]
+    strengths: tuple[float, ...]
+    p: tuple[tuple[float, ...], ...]
+    mass: Probability
+    model: str
+    task: str
+    digest: str
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+    method: Method
+    truncated: bool = False
+
+
+class Failure(Record):
+    """Why a row has no answer. Never a number in a label's place."""
+
+    id: str
+    stage: str
+    reason: str
+    message: str
+    attempts: int = 1
+
+
+Answer: TypeAlias = Label | Score | Ranking
+
+
+def canonical(value: object) -> str:
+    """The one JSON text of a value, whatever the order of its keys: what digests are made of."""
+    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_plain)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+def fingerprint(value: object, length: int = 16) -> str:
+    """A short SHA-256 of a value's canonical JSON. Lone surrogates are hashed as they stand."""
+    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def content_id(prompt: object, responses: Sequence[str]) -> str:
+    """The id of a row that brings none: the same texts get the same id in every file."""
+    return fingerprint([prompt, list(responses)])
+
+
+R = TypeVar("R", bound=Record)
+
+
+def make(kind: type[R], fields: Mapping[str, Any]) -> R:
+    """Build a record from untrusted fields.
+
+    Raises RowError: the first thing that is wrong, with the field's name and what was expected there.
+    """
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        raise RowError(_first(error)) from None
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"] if part not in {"str", "tuple[Message, ...]"})
+    message, given = problem["msg"].removeprefix("Value error, "), problem["input"]
+    if problem["type"] in {"too_short", "too_long"} and place == "responses":
+        message = f"expected {MIN_RESPONSES} to {MAX_RESPONSES} responses, got {problem['ctx']['actual_length']}"
+    elif problem["type"] == "missing":
+        message = "missing; expected a value"
+    elif not isinstance(given, Mapping | BaseModel):
+        message = f"{message[0].lower()}{message[1:]}, got {_short(given)}"
+    return f"{place}: {message}" if place else message
+
+
+def _short(value: object, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,17 @@
+"""Which shape does a file have, and what are its comparisons? One small module a shape; the first that matches reads."""
+
+from __future__ import annotations
+
+from data.sources import alpaca, chosen_rejected, completions, native, response_ab, tldr
+from data.sources.shape import Shape
+
+COMPARISON_SHAPES: tuple[Shape, ...] = (
+    native.COMPARISONS,
+    tldr.SHAPE,
+    chosen_rejected.SHAPE,
+    response_ab.SHAPE,
+    alpaca.SHAPE,
+)
+"""A new shape is one new file and one line here."""
+
+RESPONSE_SHAPES: tuple[Shape, ...] = (native.RESPONSES, completions.SHAPE)

@@ -1,0 +1,35 @@
+"""Single responses under the names that generation scripts give them: `completion`, `output`, `generation`, `answer`."""
+
+from __future__ import annotations
+
+from data.errors import RowError
+from data.records import Response, content_id, make
+from data.sources.shape import Fields, Shape, conversation, own_id, rest, text
+
+PROMPTS = ("prompt", "instruction", "question")
+REPLIES = ("completion", "output", "generation", "answer")
+
+
+def _matches(columns: frozenset[str]) -> bool:
+    return bool(columns.intersection(PROMPTS)) and bool(columns.intersection(REPLIES))
+
+
+def _read(fields: Fields) -> Response:
+    asked = next((name for name in PROMPTS if fields.get(name) is not None), None)
+    replied = next((name for name in REPLIES if fields.get(name) is not None), None)
+    if asked is None or replied is None:
+        raise RowError(f"expected a prompt ({', '.join(PROMPTS)}) and a reply ({', '.join(REPLIES)})")
+    prompt, reply = conversation(fields[asked]), text(fields[replied], replied)
+    return make(
+        Response,
+        {
+            "id": own_id(fields) or content_id(prompt, [reply]),
+            "prompt": prompt,
+            "response": reply,
+            "model": fields.get("model"),
+            "meta": rest(fields, frozenset({asked, replied, "model"})),
+        },
+    )
+
+
+SHAPE = Shape("prompt | instruction | question, completion | output | generation | answer", _matches, _read)

@@ -1,0 +1,112 @@
+"""What a source shape is: how to recognise it by its columns, and how to read one row of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data.errors import RowError
+from data.records import Comparison, Prompt, Response, Vote, content_id, make
+
+Fields = Mapping[str, Any]
+Choice = int | str | None
+
+TIES = frozenset({"tie", "ties", "tied", "equal", "equally good", "both", "same", "draw", "neither"})
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`about` names the shape to a person; `matches` looks at column names only; `read` raises RowError."""
+
+    about: str
+    matches: Callable[[frozenset[str]], bool]
+    read: Callable[[Fields], Comparison | Response]
+
+
+def has(*columns: str) -> Callable[[frozenset[str]], bool]:
+    """A test for shapes that are recognised by columns which must all be there."""
+    needed = frozenset(columns)
+    return needed.issubset
+
+
+def pair(
+    fields: Fields,
+    *,
+    prompt: object,
+    responses: tuple[object, object],
+    votes: tuple[Vote, ...],
+    used: frozenset[str],
+    models: tuple[object, object] | None = None,
+) -> Comparison:
+    """A comparison of two, where columns that the shape does not know are kept in `meta`."""
+    first, second = (text(response, f"response {number}") for number, response in enumerate(responses, start=1))
+    prompt = conversation(prompt)
+    return make(
+        Comparison,
+        {
+            "id": own_id(fields) or content_id(prompt, (first, second)),
+            "prompt": prompt,
+            "responses": (first, second),
+            "models": None if models is None or None in models else tuple(str(model) for model in models),
+            "votes": votes,
+            "meta": rest(fields, used),
+        },
+    )
+
+
+def own_id(fields: Fields) -> str | None:
+    value = fields.get("id")
+    return None if value is None or value == "" else str(value)
+
+
+def rest(fields: Fields, used: frozenset[str]) -> dict[str, Any]:
+    """What a row says besides: its `meta`, and every column that no field of the record took."""
+    meta = fields.get("meta") or {}
+    if not isinstance(meta, Mapping):
+        raise RowError(f"meta: expected an object, got {type(meta).__name__}")
+    others = {key: value for key, value in fields.items() if key not in used and key not in {"id", "meta"}}
+    return {**others, **{str(key): value for key, value in meta.items()}}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+
+def text(value: object, name: str) -> str:
+    """A text, also out of a message list's or a message's content."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("content"), str):  # pyright: ignore[reportUnknownMemberType]
+        return value["content"]  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(value, list) and len(value) == 1:  # pyright: ignore[reportUnknownArgumentType]
+        return text(value[0], name)  # pyright: ignore[reportUnknownArgumentType]
+    raise RowError(f"{name}: expected a text, got {type(value).__name__}")
+
+
+def conversation(value: object) -> Prompt | list[object]:
+    """A prompt as it stands: a text, or a list of messages that the record will check."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple) and value:  # pyright: ignore[reportUnknownArgumentType]
+        return list(value)  # pyright: ignore[reportUnknownArgumentType]
+    raise RowError(f"prompt: expected a text or a list of messages, got {'nothing' if not value else type(value).__name__}")
+
+
+def choice(value: object, names: Mapping[str, int], column: str) -> Choice:
+    """A vote in a file's own words: an index, "tie", or None where nobody voted.
+
+    Bare 0/1 and 1/2 are not guessed at where `names` does not list them: guessing wrong turns x % into 100 - x %.
+    """
+    if value is None or value == "":
+        return None
+    word = str(value).strip().lower()
+    if word in TIES:
+        return "tie"
+    if word in names:
+        return names[word]
+    raise RowError(f"{column}: expected {', '.join(names)} or tie, got {str(value)[:40]!r}")
+
+
+def vote(decision: Choice, rater: object = None, strength: object = None) -> tuple[Vote, ...]:
+    """The votes of a file with one vote a row: none where nobody voted."""
+    if decision is None:
+        return ()
+    fields: dict[str, object] = {"rater": "human" if rater in {None, ""} else str(rater), "choice": decision}
+    return (make(Vote, {**fields, "strength": strength}),)

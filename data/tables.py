@@ -1,0 +1,258 @@
+"""How are files read and written? Rows as plain dicts, streamed; JSONL, JSON, CSV, Parquet and `hf:` data sets.
+
+Only JSON arrays are loaded whole (the format leaves no choice); everything else passes through in pieces.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, TypeVar, cast
+
+from data.errors import FileError
+
+Fields = Mapping[str, Any]
+T = TypeVar("T")
+
+FORMATS = ".jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet, or hf:REPO[/CONFIG]:SPLIT"
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A place in a file that holds no row, and why."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A row and where it stands: `number` is the line for JSONL, else the row, counted from 1."""
+
+    number: int
+    row: Fields | BadRow
+
+
+def read(source: str) -> Iterator[Numbered]:
+    """Stream the rows of a file or `hf:` data set.
+
+    Raises FileError when the whole cannot be read; a single bad line comes as a `BadRow`.
+    """
+    if source.startswith("hf:"):
+        return _hub(source)
+    path = Path(source)
+    if not path.exists():
+        raise FileError(f"{source}: no such file")
+    if path.is_dir():
+        raise FileError(f"{source}: is a folder; expected a file ({FORMATS})")
+    if path.stat().st_size == 0:
+        raise FileError(f"{source}: the file is empty")
+    return _refuse_nothing(source, _reader(path))
+
+
+def _reader(path: Path) -> Iterator[Numbered]:
+    name = path.name.lower()
+    plain = name.removesuffix(".gz")
+    if plain.endswith((".jsonl", ".ndjson")):
+        return _jsonl(path)
+    if plain.endswith(".json"):
+        return _json_array(path)
+    if plain.endswith(".csv"):
+        return _frames(path, "csv")
+    if name.endswith(".parquet"):
+        return _frames(path, "parquet")
+    raise FileError(f"{path}: unknown format; expected {FORMATS}")
+
+
+def _refuse_nothing(source: str, rows: Iterator[Numbered]) -> Iterator[Numbered]:
+    first = next(rows, None)
+    if first is None:
+        raise FileError(f"{source}: no rows in it")
+    return chain([first], rows)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    zipped = path.suffix.lower() == ".gz"
+    try:
+        with gzip.open(path) if zipped else path.open("rb") as file:
+            yield cast("IO[bytes]", file)
+    except (OSError, EOFError) as error:
+        raise FileError(f"{path}: cannot be read: {error}") from error
+
+
+def _jsonl(path: Path) -> Iterator[Numbered]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield Numbered(number, _parse(line))
+
+
+def _parse(line: bytes) -> Fields | BadRow:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return BadRow(f"not UTF-8: {error.reason} at byte {error.start + 1}")
+    except json.JSONDecodeError as error:
+        return BadRow(f"broken JSON: {error.msg} at character {error.colno}")
+    except RecursionError:
+        return BadRow("broken JSON: nested too deeply")
+    return _object(value)
+
+
+def _object(value: object) -> Fields | BadRow:
+    if isinstance(value, dict):
+        return cast("Fields", value)
+    return BadRow(f"expected a JSON object, got {type(value).__name__}")
+
+
+def _json_array(path: Path) -> Iterator[Numbered]:
+    with _opened(path) as file:
+        try:
+            values = json.loads(file.read().decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path}: not UTF-8 (byte {error.start + 1})") from None
+        except json.JSONDecodeError as error:
+            raise FileError(
+                f"{path}:{error.lineno}: broken JSON: {error.msg} at character {error.colno}; "
+                "one object a line belongs in a .jsonl file"
+            ) from None
+        except RecursionError:
+            raise FileError(f"{path}: broken JSON: nested too deeply") from None
+    if not isinstance(values, list):
+        raise FileError(f"{path}: expected a JSON array of objects, got {type(values).__name__}")
+    for number, value in enumerate(cast("list[object]", values), start=1):
+        yield Numbered(number, _object(value))
+
+
+def _frames(path: Path, kind: str) -> Iterator[Numbered]:
+    import polars as pl
+
+    try:
+        frame = pl.scan_parquet(path) if kind == "parquet" else pl.scan_csv(path, infer_schema=False)
+        number = 0
+        for batch in frame.collect_batches(chunk_size=CHUNK, maintain_order=True):
+            for row in batch.iter_rows(named=True):
+                number += 1
+                yield Numbered(number, row)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise FileError(f"{path}: cannot be read as {kind}: {_one_line(error)}") from error
+
+
+def _hub(source: str) -> Iterator[Numbered]:
+    body, _, split = source.removeprefix("hf:").rpartition(":")
+    if not body or not split:
+        raise FileError(f"{source}: expected hf:REPO[/CONFIG]:SPLIT, for example hf:Anthropic/hh-rlhf:test")
+    try:
+        import datasets  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise FileError(f"{source}: needs the `datasets` package: pip install datasets") from None
+    parts = body.split("/")
+    repository, config = "/".join(parts[:2]), "/".join(parts[2:]) or None
+    try:
+        rows = datasets.load_dataset(repository, config, split=split, streaming=True)  # pyright: ignore
+        for number, row in enumerate(rows, start=1):  # pyright: ignore
+            yield Numbered(number, cast("Fields", row))
+    except Exception as error:  # what `datasets` raises is not one family
+        raise FileError(f"{source}: cannot be read: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def write(path: str | Path, rows: Iterable[Fields], schema: Mapping[str, Any] | None = None) -> int:
+    """Write rows as JSONL (`.jsonl`, `.jsonl.gz`) or Parquet, whole or not at all; returns how many.
+
+    `schema` maps columns to polars types; Parquet needs it where the first rows do not show every type.
+    Raises FileError, for a full disk too: what stood at `path` before then still stands.
+    """
+    path = Path(path)
+    try:
+        with _replacing(path) as temporary:
+            if path.name.lower().endswith(".parquet"):
+                return _write_parquet(temporary, rows, schema)
+            return _write_jsonl(temporary, rows, zipped=path.suffix.lower() == ".gz")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise FileError now, rather than after hours of work, if `path` has no usable format or folder."""
+    path = Path(path)
+    if not path.name.lower().endswith((".parquet", ".jsonl", ".jsonl.gz")):
+        raise FileError(f"{path}: expected a name that ends in .parquet, .jsonl or .jsonl.gz")
+    if path.is_dir():
+        raise FileError(f"{path}: is a folder; expected a file name")
+    if not path.parent.is_dir():
+        raise FileError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise FileError(f"{path}: no permission to write in {path.parent}")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its place at the end, so that no half file is ever seen."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_jsonl(path: Path, rows: Iterable[Fields], *, zipped: bool) -> int:
+    count = 0
+    with gzip.open(path, "wt", encoding="utf-8") if zipped else path.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+def _write_parquet(path: Path, rows: Iterable[Fields], schema: Mapping[str, Any] | None) -> int:
+    """Through polars' streaming sink, so that memory holds a few pieces and never the table."""
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    iterator = iter(rows)
+    first = list(islice(iterator, CHUNK))
+    types = pl.Schema(schema) if schema else pl.DataFrame(first, infer_schema_length=None, strict=False).schema
+    count = 0
+
+    def frames(_columns: object, _predicate: object, _rows: object, _size: object) -> Iterator[pl.DataFrame]:
+        nonlocal count
+        for piece in chain([first], batched(iterator, CHUNK)):
+            count += len(piece)
+            yield pl.DataFrame(piece, schema=types, strict=False)
+
+    try:
+        register_io_source(frames, schema=types).sink_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise FileError(f"{path}: cannot be written: {_one_line(error)}") from error
+    return count
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
+    """Lists of `size` items, the last one shorter."""
+    iterator = iter(items)
+    while piece := list(islice(iterator, size)):
+        yield piece

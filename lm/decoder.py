@@ -1,0 +1,134 @@
+"""A forward pass of a decoder over packs of rows, written out: norms, rotary positions, attention, gated MLP.
+
+It runs the modules of a Hugging Face model of the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2, ...) in their order
+but attends through `tree_attention`, so that a prompt shared by many rows is computed once. Inference only.
+
+Shapes: N tokens of a pack, C hidden width, H query heads, G key heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lm.attention import PrefixLayer, prefix_layer, tree_attention
+from lm.rows import Pack, chain
+
+FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""`config.model_type` of the models whose layers are as written here; others go through their own forward."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A prefix that was computed once: its tokens, and each layer's keys and values."""
+
+    tokens: tuple[int, ...]
+    layers: list[PrefixLayer]
+
+    def cut(self, length: int) -> Prefix:
+        """The same for the first `length` tokens: nothing is computed again."""
+        return Prefix(self.tokens[:length], [layer.cut(length) for layer in self.layers])
+
+
+def supports(model: Any) -> bool:
+    """Whether `forward` computes what the model's own forward does."""
+    config = model.config
+    windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+    return config.model_type in FAMILY and not windowed and getattr(config, "hidden_act", "silu") == "silu"
+
+
+@torch.no_grad()
+def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
+    """Keys and values of a prefix, for `forward`."""
+    layers: list[PrefixLayer] = []
+    pack = Pack(list(tokens), list(range(len(tokens))), chain(0, len(tokens), len(tokens)), {})
+    for stable in (False, True):
+        layers.clear()
+        _layers(model, pack, prefix=None, keep=layers, wanted=None, stable=stable)
+        if bool(torch.isfinite(layers[-1].keys).all()):
+            break
+    return Prefix(tokens, layers)
+
+
+@torch.no_grad()
+def forward(model: Any, pack: Pack, prefix: Prefix | None, wanted: Sequence[int]) -> Tensor:
+    """Next-token log-probabilities after the tokens at the places `wanted`, (len(wanted), V) in fp32."""
+    for stable in (False, True):
+        hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=stable)
+        logits = model.lm_head(hidden).float()
+        if stable or bool(torch.isfinite(logits).all()):
+            return logits.log_softmax(-1)
+    raise AssertionError("unreachable")
+
+
+def _layers(
+    model: Any,
+    pack: Pack,
+    prefix: Prefix | None,
+    *,
+    keep: list[PrefixLayer] | None,
+    wanted: Sequence[int] | None,
+    stable: bool,
+) -> Tensor:
+    """All layers and the last norm. `keep` collects keys and values; with `wanted`, only those tokens come out (n, C)."""
+    decoder, device = model.model, model.device
+    hidden = decoder.embed_tokens(torch.tensor(pack.tokens, device=device))
+    positions = torch.tensor([pack.positions], device=device)
+    cos, sin = (each.transpose(0, 1) for each in decoder.rotary_emb(hidden, position_ids=positions))
+    places = None if wanted is None else torch.tensor(list(wanted), device=device)
+    for index, layer in enumerate(decoder.layers):
+        attention = layer.self_attn
+        normed = _norm(layer.input_layernorm, hidden)
+        key = _rotate(_heads(attention, "k", normed), cos, sin)
+        value = _heads(attention, "v", normed)
+        if keep is not None:
+            keep.append(prefix_layer(key, value))
+            if index == len(decoder.layers) - 1:
+                return hidden
+        query = _rotate(_heads(attention, "q", normed), cos, sin).mul_(attention.scaling)
+        mixed = tree_attention(
+            query,
+            key,
+            value,
+            blocks=pack.blocks,
+            prefix=None if prefix is None else prefix.layers[index],
+            stable=stable,
+        )
+        if places is not None and index == len(decoder.layers) - 1:
+            hidden, mixed = hidden[places], mixed[places]
+        hidden = attention.o_proj(mixed).add_(hidden)
+        normed = _norm(layer.post_attention_layernorm, hidden)
+        gate = F.silu(layer.mlp.gate_proj(normed), inplace=True)
+        hidden = layer.mlp.down_proj(gate.mul_(layer.mlp.up_proj(normed))).add_(hidden)
+    return _norm(decoder.norm, hidden)
+
+
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    """RMSNorm (Zhang & Sennrich 2019): x / rms(x) * weight over the last dimension, the mean square in fp32."""
+    weight, epsilon = module.weight, module.variance_epsilon
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()
+    scale = square.div_(x.shape[-1]).add_(epsilon).rsqrt_()
+    return torch.mul(x, scale.to(x.dtype)).mul_(weight)
+
+
+def _heads(attention: Any, letter: str, normed: Tensor) -> Tensor:
+    """Project (N, C) to heads, (N, H or G, D); Qwen3 normalises each head of q and k."""
+    projected = getattr(attention, f"{letter}_proj")(normed).unflatten(-1, (-1, attention.head_dim))
+    norm = getattr(attention, f"{letter}_norm", None)
+    if norm is not None:
+        projected = _norm(norm, projected)
+    return projected
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021): each head's halves turn into one another. x (N, H, D); cos, sin (N, 1, D)."""
+    half = x.shape[-1] // 2
+    out = x * cos
+    out[..., :half].addcmul_(x[..., half:], sin[..., :half], value=-1)
+    out[..., half:].addcmul_(x[..., :half], sin[..., half:])
+    return out

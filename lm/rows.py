@@ -1,0 +1,116 @@
+"""How are prompts that begin alike laid out so that the shared part is computed once? Pure: lists of token numbers only.
+
+Sequences become a tree: each segment stands once, its continuations after it. A token attends to all of its ancestor
+segments and, causally, to its own; its position is its place in the sequence it came from, so the result equals a plain
+forward pass over each sequence. A `Pack` is one or more such trees in a row, with no padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+Tokens = tuple[int, ...]
+
+
+CHUNK = 256
+"""Keys of one block: a causal triangle computes its empty half only within a block."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Tokens `start` to `end` of a segment as keys: those tokens see them causally, all up to `last` see them fully."""
+
+    start: int
+    end: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One forward pass: `ends[sequence]` is where the last token of that sequence stands."""
+
+    tokens: list[int]
+    positions: list[int]
+    blocks: list[Block]
+    ends: dict[Tokens, int]
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many leading tokens two sequences share."""
+    limit = min(len(first), len(second))
+    if first[:limit] == second[:limit]:
+        return limit
+    low, high = 0, limit
+    while high - low > 1:
+        middle = (low + high) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def packs(sequences: Sequence[Tokens], *, skip: int, limit: int) -> Iterator[Pack]:
+    """Lay distinct sequences out in packs of about `limit` tokens; the first `skip` tokens, common to all, are left out.
+
+    A tree is never cut in two, so a pack is larger than `limit` where a single tree is.
+    """
+    trees: list[tuple[int, list[Tokens]]] = []
+    for tree in _trees(sorted(set(sequences)), skip):
+        trees.append((_size(tree, skip), tree))
+    pending: list[Tokens] = []
+    size = 0
+    for tokens, tree in trees:
+        if pending and size + tokens > limit:
+            yield _pack(pending, skip)
+            pending, size = [], 0
+        pending += tree
+        size += tokens
+    if pending:
+        yield _pack(pending, skip)
+
+
+def _trees(ordered: list[Tokens], depth: int) -> Iterator[list[Tokens]]:
+    """Split sorted sequences where they differ at `depth`: each part is a tree of its own."""
+    group: list[Tokens] = []
+    for sequence in ordered:
+        if len(sequence) <= depth:
+            raise ValueError(f"a sequence of {len(sequence)} tokens lies within the {depth} shared ones")
+        if group and group[-1][depth] != sequence[depth]:
+            yield group
+            group = []
+        group.append(sequence)
+    if group:
+        yield group
+
+
+def _size(tree: list[Tokens], depth: int) -> int:
+    return len(tree[0]) - depth + sum(len(b) - common_prefix(a, b) for a, b in pairwise(tree))
+
+
+def _pack(ordered: list[Tokens], skip: int) -> Pack:
+    pack = Pack([], [], [], {})
+    for tree in _trees(ordered, skip):
+        _place(tree, skip, pack)
+    return pack
+
+
+def _place(tree: list[Tokens], depth: int, pack: Pack) -> None:
+    """Append a tree: the tokens that all of its longest sequences share, then each continuation."""
+    longest = [each for each, after in pairwise(tree) if after[: len(each)] != each] + [tree[-1]]
+    shared = min((common_prefix(a, b) for a, b in pairwise(longest)), default=len(longest[0]))
+    start = len(pack.tokens)
+    pack.tokens.extend(tree[0][depth:shared] if len(tree[0]) >= shared else longest[0][depth:shared])
+    pack.positions.extend(range(depth, shared))
+    end = len(pack.tokens)
+    pack.ends.update({each: start + len(each) - depth - 1 for each in tree if len(each) <= shared})
+    for branch in _trees([each for each in tree if len(each) > shared], shared):
+        _place(branch, shared, pack)
+    pack.blocks.extend(chain(start, end, len(pack.tokens)))
+
+
+def chain(start: int, end: int, last: int) -> list[Block]:
+    """A segment's blocks: a long one is a chain of short ones, each followed by the rest of its subtree."""
+    return [Block(low, min(low + CHUNK, end), last) for low in range(start, end, CHUNK)]

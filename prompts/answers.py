@@ -1,0 +1,66 @@
+"""What did the model say? Pure functions from its text or likelihoods to an answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from prompts.render import MARKS
+
+PAIR = ("1", "2")
+SCALE = tuple(str(number) for number in range(1, 11))
+
+
+def first_probability(log_probabilities: Sequence[float]) -> float:
+    """P("1") renormalised over "1" and "2": the softmax of two log-probabilities (RLAIF, section 2.1).
+
+    Raises ValueError where neither label has any probability, or one is NaN.
+    """
+    one, two = log_probabilities
+    if math.isnan(one) or math.isnan(two) or (one == -math.inf and two == -math.inf):
+        raise ValueError("neither label has a usable probability")
+    if one == two:
+        return 0.5
+    return 1 / (1 + math.exp(min(two - one, 700)))
+
+
+def mass(log_probabilities: Sequence[float]) -> float:
+    """The probability of all labels together; above 1 only by rounding, which is cut off."""
+    return min(1.0, math.fsum(math.exp(each) for each in log_probabilities))
+
+
+def distribution(log_probabilities: Sequence[float]) -> tuple[float, ...]:
+    """Likelihoods normalised over the options: a softmax. Raises ValueError where no option has any."""
+    peak = max(log_probabilities)
+    if math.isnan(sum(log_probabilities)) or peak == -math.inf:
+        raise ValueError("no score has a usable probability")
+    weights = [math.exp(each - peak) for each in log_probabilities]
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+def expected_score(probabilities: Sequence[float]) -> float:
+    """The mean of the scores 1, 2, ... under their probabilities (RLAIF, section 2.2.2)."""
+    mean = math.fsum(score * probability for score, probability in enumerate(probabilities, start=1))
+    return min(max(mean, 1.0), float(len(probabilities)))
+
+
+def reward(score: float) -> float:
+    """A score of 1..10 on the line from -1 to 1."""
+    return min(max((2 * score - 11) / 9, -1.0), 1.0)
+
+
+def clamp(probability: float, low: float = 0.4, high: float = 0.6) -> float:
+    """Keep a chain-of-thought label away from certainty (Constitutional AI, section 4.3: 40 to 60 %)."""
+    return min(max(probability, low), high)
+
+
+def stops(ending: str) -> tuple[str, ...]:
+    """Where a rationale ends: at the answer, and at anything that looks like the next example."""
+    return (ending, ending.rstrip("="), *MARKS)
+
+
+def rationale(text: str, ending: str) -> str:
+    """The reasoning alone: cut at the first stop, so that an answer inside it is never read as the label."""
+    cuts = [at for stop in stops(ending) if (at := text.find(stop)) >= 0]
+    return text[: min(cuts, default=len(text))].rstrip()
