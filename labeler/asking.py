@@ -1,0 +1,167 @@
+"""How is one question put to a backend? What labels, scores and rankings share: fitting prompts, rationales, digests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, TypeVar
+
+from data.errors import RlaifError
+from data.records import Failure, Method, fingerprint
+from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write
+from prompts import answers
+from prompts.render import Prompt, cut
+from prompts.task import Task
+
+A = TypeVar("A", Likelihoods, Text)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the labeler is asked. All of it goes into the digest."""
+
+    shots: int = 0
+    cot: bool = False
+    samples: int = 1
+    one_order: bool = False
+    temperature: float | None = None
+    top_k: int = 40
+    max_rationale: int = 512
+    clamp: tuple[float, float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.max_rationale < 1 or self.shots < 0:
+            raise RlaifError("--samples and --max-rationale must be at least 1, --shots at least 0")
+        if self.samples > 1 and not self.cot:
+            raise RlaifError("--samples needs --cot: it averages over rationales, and without them all samples are equal")
+        if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
+            raise RlaifError("--clamp expects LOW,HIGH with 0 <= LOW <= 0.5 <= HIGH <= 1, for example 0.4,0.6")
+
+    @property
+    def heat(self) -> float:
+        """The temperature of rationales: 0 for one (RLAIF, section 3.3), 0.7 for several, unless it was given."""
+        if self.temperature is not None:
+            return self.temperature
+        return 0.0 if self.samples == 1 else 0.7
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The answers to one prompt: a distribution for each rationale (or just one), and what they cost."""
+
+    values: tuple[tuple[float, ...], ...]
+    rationales: tuple[str, ...]
+    usage: Usage
+    method: Method
+
+    @property
+    def mass(self) -> float:
+        return min(answers.mass(each) for each in self.values)
+
+    @property
+    def rationale(self) -> str | None:
+        return "\n\n---\n\n".join(self.rationales) or None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Prompts that fit the model, cut alike where they did not."""
+
+    prompts: tuple[Prompt, ...]
+    truncated: bool
+
+
+def digest(verb: str, task: Task, backend: Backend, options: Options) -> str:
+    """The job's name for itself: any change of task, model or option gives another."""
+    return fingerprint([verb, task.digest, backend.identity, asdict(options)])
+
+
+def fit(
+    backend: Backend, prompts: Sequence[Prompt], options: Options, side: Literal["start", "end"], ending: str
+) -> Fitted | Failed:
+    """Cut the context of a row's prompts, all alike, until the longest fits; candidates and ending stay whole."""
+    room = _room(options, ending)
+
+    def overflow(keep: int | None) -> int:
+        tried = prompts if keep is None else [cut(prompt, keep, side) for prompt in prompts]
+        return max(backend.overflow(_longest(prompt, room)) for prompt in tried)
+
+    if overflow(None) == 0:
+        return Fitted(tuple(prompts), truncated=False)
+    low, high = 0, len(prompts[0].context)
+    if over := overflow(0):
+        return Failed("too_long", f"the prompt is {over} tokens too long for the model even with no context left")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if overflow(middle) == 0 else (low, middle)
+    return Fitted(tuple(cut(prompt, low, side) for prompt in prompts), truncated=True)
+
+
+def _room(options: Options, ending: str) -> int:
+    return options.max_rationale + len(ending) if options.cot else 1
+
+
+def _longest(prompt: Prompt, room: int) -> Write:
+    return Write(prompt, max_tokens=room)
+
+
+async def ask(
+    backend: Backend, prompts: Sequence[Prompt], choices: tuple[str, ...], options: Options, ending: str
+) -> list[Asked | Failed]:
+    """Put each prompt to the backend: `options.samples` rationales first where they are wanted, then the choice."""
+    if not options.cot:
+        found = await backend.likelihoods([Choose(prompt, choices) for prompt in prompts])
+        return [
+            answer if isinstance(answer, Failed) else Asked((answer.values,), (), answer.usage, answer.method)
+            for answer in found
+        ]
+    written = await backend.texts(
+        [_rationale(prompt, options, ending, number) for prompt in prompts for number in range(options.samples)]
+    )
+    reasons = [each if isinstance(each, Failed) else answers.rationale(each.text, ending) for each in written]
+    chosen = iter(
+        await backend.likelihoods(
+            [
+                Choose(prompts[at // options.samples].continued(reason, ending), choices)
+                for at, reason in enumerate(reasons)
+                if not isinstance(reason, Failed)
+            ]
+        )
+    )
+    judged = [reason if isinstance(reason, Failed) else next(chosen) for reason in reasons]
+    return [
+        _together(written[at : at + options.samples], reasons[at : at + options.samples], judged[at : at + options.samples])
+        for at in range(0, len(written), options.samples)
+    ]
+
+
+def _rationale(prompt: Prompt, options: Options, ending: str, number: int) -> Write:
+    return Write(
+        prompt,
+        max_tokens=options.max_rationale,
+        temperature=options.heat,
+        top_k=options.top_k if options.heat else 0,
+        seed=int(fingerprint([options.seed, number, prompt.plain()], 12), 16),
+        stop=answers.stops(ending),
+    )
+
+
+def _together(
+    texts: Sequence[Text | Failed], reasons: Sequence[str | Failed], judged: Sequence[Likelihoods | Failed]
+) -> Asked | Failed:
+    good_texts, good = [t for t in texts if isinstance(t, Text)], [j for j in judged if isinstance(j, Likelihoods)]
+    if len(good) < len(judged) or len(good_texts) < len(texts):
+        return next(each for each in [*texts, *judged] if isinstance(each, Failed))
+    usage = sum((each.usage for each in [*good_texts, *good]), Usage())
+    return Asked(
+        tuple(each.values for each in good),
+        tuple(reason for reason in reasons if isinstance(reason, str)),
+        usage,
+        good[0].method,
+    )
+
+
+def failure(identity: str, failed: Failed, stage: str) -> Failure:
+    return Failure(id=identity, stage=stage, reason=failed.reason, message=failed.message, attempts=failed.attempts)
+

@@ -1,0 +1,120 @@
+"""What can a model be asked? One narrow protocol, two verbs; a batch goes in, as many answers come out in the same order.
+
+A failed request is a value (`Failed`), never an exception and never a number. Caching and metering are wrappers with the
+same protocol (labeler/wrappers.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from data.errors import RlaifError
+from data.records import Method, fingerprint
+from prompts.render import Prompt
+
+
+class BackendError(RlaifError):
+    """A backend cannot be opened, or cannot do what the job needs."""
+
+
+@dataclass(frozen=True)
+class Choose:
+    """How likely is each option as the continuation of the prompt's answer?"""
+
+    prompt: Prompt
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Write:
+    """Continue the prompt's answer with text, up to a stop string (which is left out)."""
+
+    prompt: Prompt
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What an answer cost; `usd` is None where no price is known."""
+
+    tokens_in: int = 0
+    tokens_out: int = 0
+    usd: float | None = None
+    seconds: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        known = [each for each in (self.usd, other.usd) if each is not None]
+        return Usage(
+            self.tokens_in + other.tokens_in,
+            self.tokens_out + other.tokens_out,
+            sum(known) if known else None,
+            self.seconds + other.seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Log-probabilities of the options, in their order, and how they were found out."""
+
+    values: tuple[float, ...]
+    usage: Usage = field(default_factory=Usage)
+    method: Method = "logprobs"
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the model wrote."""
+
+    text: str
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A request without an answer, and why."""
+
+    reason: str
+    message: str
+    attempts: int = 1
+
+
+class Backend(Protocol):
+    """A model that can be asked.
+
+    `name` is what the user called it; `identity` also changes with its weights and goes into digests. A call carries
+    about `rows` rows of a job, and `calls` of them run at a time: large batches for a local engine, many small ones for
+    a remote one.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def identity(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def calls(self) -> int: ...
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]: ...
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]: ...
+    def overflow(self, request: Choose | Write) -> int:
+        """By how many tokens the request is too long; 0 where it fits, or where the backend cannot tell."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def request_key(identity: str, request: Choose | Write) -> str:
+    """The same for the same question to the same model, in every process."""
+    prompt = request.prompt
+    parts = [prompt.system, prompt.before, prompt.context, prompt.after, prompt.answer]
+    if isinstance(request, Choose):
+        return fingerprint([identity, parts, request.options], 32)
+    rest = [request.max_tokens, request.temperature, request.top_k, request.seed, request.stop]
+    return fingerprint([identity, parts, rest], 32)

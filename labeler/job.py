@@ -1,0 +1,213 @@
+"""How does a file become labels, whatever happens meanwhile? The resumable job behind `rlaif label`, `score` and `rank`.
+
+Rows stream in; those that the journal has are skipped; the rest are asked in batches, a few at a time; each batch is in the
+journal before the next one starts. At the end the journal is written out in the order of the input.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from data import tables
+from data.errors import RlaifError
+from data.records import Comparison, Failure, Label, Ranking, Response, Score, fingerprint
+from labeler.journal import Journal
+
+Row: TypeAlias = Comparison | Response
+Result: TypeAlias = Label | Score | Ranking | Failure
+Ask: TypeAlias = Callable[[Sequence[Any]], Awaitable[Sequence[Result]]]
+
+READ = 256
+"""Rows read ahead and looked up in the journal at once."""
+
+
+class Progress(Protocol):
+    """Told what happens while the job runs."""
+
+    def advance(self, *, done: int, resumed: int, failed: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job ended with. `rows` distinct rows: labelled now, before, or failed; `repeats` were seen already."""
+
+    rows: int
+    answered: int
+    resumed: int
+    failed: int
+    repeats: int
+    other_jobs: int
+
+
+class StrictError(RlaifError):
+    """A bad row under --strict."""
+
+
+def journal_path(out: Path) -> Path:
+    return out.with_name(out.name + ".journal")
+
+
+def failures_path(out: Path) -> Path:
+    return out.with_name(out.name + ".failures.jsonl")
+
+
+async def run(
+    rows: Iterable[Row | Failure],
+    ask: Ask,
+    journal: Journal,
+    progress: Progress,
+    *,
+    batch: int,
+    calls: int,
+    strict: bool = False,
+) -> Outcome:
+    """Ask about every row that the journal does not have. Raises StrictError at the first bad row under `strict`."""
+    tally = _Tally(progress)
+    running: set[asyncio.Task[None]] = set()
+    waiting: list[Row] = []
+
+    async def one(piece: list[Row]) -> None:
+        found = await ask(piece)
+        journal.keep([_stored(row, result) for row, result in zip(piece, found, strict=True)])
+        tally.add(found)
+
+    async def send(piece: list[Row]) -> None:
+        if len(running) >= calls:
+            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                running.discard(task)
+                task.result()
+        running.add(asyncio.create_task(one(piece)))
+
+    try:
+        for piece in _numbered(rows):
+            fresh = _sort_out(piece, journal, tally, strict=strict)
+            waiting += fresh
+            while len(waiting) >= batch:
+                await send(waiting[:batch])
+                waiting = waiting[batch:]
+        if waiting:
+            await send(waiting)
+        while running:
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+    except BaseException:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        raise
+    journal.forget_answers()
+    return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
+
+
+def write(journal: Journal, out: Path, kind: type[Label] | type[Score] | type[Ranking]) -> None:
+    """Write what the journal has of this run's input: the answers to `out`, the failures beside it."""
+    tables.write(out, journal.results(ok=True), SCHEMAS[kind]())
+    if next(journal.results(ok=False), None) is not None:
+        tables.write(failures_path(out), journal.results(ok=False))
+    else:
+        failures_path(out).unlink(missing_ok=True)
+
+
+@dataclass
+class _Tally:
+    progress: Progress
+    rows: int = 0
+    answered: int = 0
+    resumed: int = 0
+    failed: int = 0
+    repeats: int = 0
+
+    def add(self, results: Sequence[Result]) -> None:
+        failed = sum(isinstance(result, Failure) for result in results)
+        self.answered += len(results) - failed
+        self.failed += failed
+        self.progress.advance(done=len(results) - failed, resumed=0, failed=failed)
+
+    def skip(self, count: int) -> None:
+        self.resumed += count
+        self.progress.advance(done=0, resumed=count, failed=0)
+
+
+def _numbered(rows: Iterable[Row | Failure]) -> Iterator[list[tuple[int, Row | Failure]]]:
+    stream = enumerate(rows)
+    while piece := list(islice(stream, READ)):
+        yield piece
+
+
+def _sort_out(
+    piece: Sequence[tuple[int, Row | Failure]], journal: Journal, tally: _Tally, *, strict: bool
+) -> list[Row]:
+    """What of these rows must be asked: not the bad ones, not repeats, not what the journal has."""
+    admitted = journal.admit([(number, row.id, _content(row)) for number, row in piece])
+    bad = [row for _, row in piece if isinstance(row, Failure)]
+    bad += [_clash(row, number) for (number, row), new in zip(piece, admitted, strict=True) if new is None]
+    if bad and strict:
+        raise StrictError(f"{bad[0].message} (--strict)")
+    journal.admit([(number, row.id, "") for number, row in enumerate(bad, start=piece[-1][0])])
+    journal.keep([_stored(row, row) for row in bad])
+    tally.add(bad)
+    tally.repeats += admitted.count(False)
+    new = [row for (_, row), fresh in zip(piece, admitted, strict=True) if fresh and not isinstance(row, Failure)]
+    tally.rows += len(new) + len(bad)
+    done = journal.finished({row.id: _content(row) for row in new})
+    tally.skip(len(done))
+    return [row for row in new if row.id not in done]
+
+
+def _clash(row: Row | Failure, number: int) -> Failure:
+    message = f"row {number + 1}: id {row.id!r} already stands for another prompt or other responses; ids must be unique"
+    return Failure(id=f"{row.id} (row {number + 1})", stage="read", reason="duplicate_id", message=message)
+
+
+def _content(row: Row | Failure) -> str:
+    if isinstance(row, Comparison):
+        return fingerprint([row.prompt, row.responses])
+    return fingerprint([row.prompt, row.response]) if isinstance(row, Response) else ""
+
+
+def _stored(row: Row | Failure, result: Result) -> tuple[str, str, bool, str]:
+    return row.id, _content(row), not isinstance(result, Failure), result.model_dump_json()
+
+
+def _label_schema() -> dict[str, Any]:
+    import polars as pl
+
+    order = pl.Struct({"p_first": pl.Float64, "mass": pl.Float64, "rationale": pl.String, "votes": pl.Int64})
+    own = {"p": pl.Float64, "choice": pl.Int64, "orders": pl.List(order), "mass": pl.Float64, "same_position": pl.Boolean}
+    return {"id": pl.String, **own, **_cost_schema()}
+
+
+def _score_schema() -> dict[str, Any]:
+    import polars as pl
+
+    own = {"score": pl.Float64, "reward": pl.Float64, "distribution": pl.List(pl.Float64), "mass": pl.Float64}
+    return {"id": pl.String, **own, "rationale": pl.String, **_cost_schema()}
+
+
+def _ranking_schema() -> dict[str, Any]:
+    import polars as pl
+
+    own = {"order": pl.List(pl.Int64), "strengths": pl.List(pl.Float64), "p": pl.List(pl.List(pl.Float64))}
+    return {"id": pl.String, **own, "mass": pl.Float64, **_cost_schema()}
+
+
+def _cost_schema() -> dict[str, Any]:
+    import polars as pl
+
+    names = {"model": pl.String, "task": pl.String, "digest": pl.String}
+    cost = {"tokens_in": pl.Int64, "tokens_out": pl.Int64, "usd": pl.Float64, "seconds": pl.Float64}
+    return {**names, **cost, "method": pl.String, "truncated": pl.Boolean}
+
+
+SCHEMAS: dict[type, Callable[[], dict[str, Any]]] = {
+    Label: _label_schema,
+    Score: _score_schema,
+    Ranking: _ranking_schema,
+}

@@ -1,0 +1,160 @@
+"""What has been answered? A SQLite file beside the output keeps every answer the moment it exists, through kill -9.
+
+Three tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a backend
+said for rows that are not finished; dropped when they are), and `inputs` (the order of the rows in the input).
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data.errors import FileError
+from labeler.backend import Likelihoods, Text, Usage
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS results (
+    digest TEXT, id TEXT, content TEXT, ok INTEGER, record TEXT, PRIMARY KEY (digest, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, kind TEXT, record TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS inputs (
+    digest TEXT, id TEXT, content TEXT, number INTEGER, PRIMARY KEY (digest, id)
+) WITHOUT ROWID;
+"""
+
+_PIECE = 500
+"""Values of one SQL statement."""
+
+
+class Journal:
+    """One file, one writer. Raises FileError for a full disk, a locked or a foreign file."""
+
+    def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
+        self.path, self._digest = path, digest
+        with self._guarded():
+            self._db = sqlite3.connect(path, timeout=1, isolation_level=None)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
+            with self._transaction():
+                if fresh:
+                    self._db.execute("DELETE FROM results WHERE digest = ?", [digest])
+                    self._db.execute("DELETE FROM answers")
+                self._db.execute("DELETE FROM inputs WHERE digest = ?", [digest])
+
+    def close(self) -> None:
+        with self._guarded():
+            self._db.close()
+
+    def other_jobs(self) -> int:
+        """How many other jobs have results in this file."""
+        query = "SELECT COUNT(DISTINCT digest) FROM results WHERE digest != ?"
+        return int(self._db.execute(query, [self._digest]).fetchone()[0])
+
+    def finished(self, rows: Mapping[str, str]) -> set[str]:
+        """Which of these ids have a good result for this very content. Failed rows are asked again."""
+        done: set[str] = set()
+        for piece in _pieces(list(rows)):
+            marks = ",".join("?" * len(piece))
+            query = f"SELECT id, content FROM results WHERE digest = ? AND ok = 1 AND id IN ({marks})"  # noqa: S608
+            done |= {i for i, content in self._db.execute(query, [self._digest, *piece]) if rows[i] == content}
+        return done
+
+    def admit(self, rows: Sequence[tuple[int, str, str]]) -> list[bool | None]:
+        """Note rows, (number, id, content), as this run's input: True for a new id, False for a repeat of the same
+        content, None where the id stands for another content already."""
+        query = "SELECT id, content FROM inputs WHERE digest = ? AND id IN ({})"
+        known: dict[str, str] = {}
+        for piece in _pieces([identity for _, identity, _ in rows]):
+            known.update(self._db.execute(query.format(",".join("?" * len(piece))), [self._digest, *piece]))
+        verdicts: list[bool | None] = []
+        fresh: list[tuple[str, str, str, int]] = []
+        for number, identity, content in rows:
+            if identity in known:
+                verdicts.append(False if known[identity] == content else None)
+                continue
+            known[identity] = content
+            fresh.append((self._digest, identity, content, number))
+            verdicts.append(True)
+        with self._guarded(), self._transaction():
+            self._db.executemany("INSERT INTO inputs VALUES (?, ?, ?, ?)", fresh)
+        return verdicts
+
+    def keep(self, results: Sequence[tuple[str, str, bool, str]]) -> None:
+        """Store finished rows as (id, content, ok, record)."""
+        with self._guarded(), self._transaction():
+            self._db.executemany(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", [(self._digest, *each) for each in results]
+            )
+
+    def forget_answers(self) -> None:
+        """Drop the answers of rows in progress: all rows are finished."""
+        with self._guarded(), self._transaction():
+            self._db.execute("DELETE FROM answers")
+
+    def results(self, *, ok: bool) -> Iterator[dict[str, Any]]:
+        """The finished rows of this run's input, in its order, each once."""
+        query = """
+            SELECT record FROM inputs JOIN results USING (digest, id)
+            WHERE digest = ? AND ok = ? ORDER BY number
+        """
+        for (record,) in self._db.execute(query, [self._digest, int(ok)]):
+            yield json.loads(record)
+
+    def get(self, keys: Sequence[str]) -> dict[str, Likelihoods | Text]:
+        found: dict[str, Likelihoods | Text] = {}
+        for piece in _pieces(list(keys)):
+            query = f"SELECT key, kind, record FROM answers WHERE key IN ({','.join('?' * len(piece))})"  # noqa: S608
+            for key, kind, record in self._db.execute(query, piece):
+                found[key] = _thaw(kind, json.loads(record))
+        return found
+
+    def put(self, answers: Iterable[tuple[str, Likelihoods | Text]]) -> None:
+        rows = [(key, type(answer).__name__, json.dumps(asdict(answer))) for key, answer in answers]
+        with self._guarded(), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise FileError(f"{self.path}: {_meaning(error)}") from error
+
+
+def _meaning(error: sqlite3.Error) -> str:
+    text = str(error)
+    if "locked" in text:
+        return "in use by another run of the same job; wait for it, or choose another --out"
+    if "not a database" in text:
+        return "is not a journal of this program; remove it or choose another --out"
+    if "full" in text or "disk I/O" in text:
+        return f"the disk is full or failing ({text}); free some space and run the same command again: it goes on"
+    return f"cannot be used: {text}"
+
+
+def _thaw(kind: str, record: dict[str, Any]) -> Likelihoods | Text:
+    usage = Usage(**record.pop("usage"))
+    if kind == "Text":
+        return Text(record["text"], usage)
+    return Likelihoods(tuple(record["values"]), usage, record["method"])
+
+
+def _pieces(values: list[str]) -> Iterator[list[str]]:
+    return (values[at : at + _PIECE] for at in range(0, len(values), _PIECE))

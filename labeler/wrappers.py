@@ -1,0 +1,124 @@
+"""What stands around a backend: a cache and a meter, each with the backend's own protocol. They stack in rlaif.py."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key
+
+Q = TypeVar("Q", Choose, Write)
+A = TypeVar("A", Likelihoods, Text)
+
+
+class Store(Protocol):
+    """Keeps answers by key. What it returns for a key is what was put there."""
+
+    def get(self, keys: Sequence[str]) -> Mapping[str, Likelihoods | Text]: ...
+    def put(self, answers: Iterable[tuple[str, Likelihoods | Text]]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Answers from a store what was asked before, asks `inner` only for the rest, and keeps what it says at once."""
+
+    inner: Backend
+    store: Store
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    @property
+    def rows(self) -> int:
+        return self.inner.rows
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        return await self._through(requests, self.inner.likelihoods, Likelihoods)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        return await self._through(requests, self.inner.texts, Text)
+
+    def overflow(self, request: Choose | Write) -> int:
+        return self.inner.overflow(request)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    async def _through(
+        self, requests: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[A | Failed]]], kind: type[A]
+    ) -> list[A | Failed]:
+        keys = [request_key(self.identity, request) for request in requests]
+        known: dict[str, A | Failed] = {k: v for k, v in self.store.get(keys).items() if isinstance(v, kind)}
+        missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
+        if missing:
+            fresh = dict(zip(missing, await ask(list(missing.values())), strict=True))
+            self.store.put((key, answer) for key, answer in fresh.items() if not isinstance(answer, Failed))
+            known.update(fresh)
+        return [known[key] for key in keys]
+
+
+@dataclass
+class Meter:
+    """What has been asked and what it cost so far."""
+
+    asked: int = 0
+    failed: int = 0
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True)
+class Metered:
+    """Counts what goes through: put it inside of the cache to count what is really asked."""
+
+    inner: Backend
+    meter: Meter
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def identity(self) -> str:
+        return self.inner.identity
+
+    @property
+    def rows(self) -> int:
+        return self.inner.rows
+
+    @property
+    def calls(self) -> int:
+        return self.inner.calls
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        answers = await self.inner.likelihoods(requests)
+        self._count(answers)
+        return answers
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        answers = await self.inner.texts(requests)
+        self._count(answers)
+        return answers
+
+    def overflow(self, request: Choose | Write) -> int:
+        return self.inner.overflow(request)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    def _count(self, answers: Sequence[Likelihoods | Text | Failed]) -> None:
+        self.meter.asked += len(answers)
+        for answer in answers:
+            if isinstance(answer, Failed):
+                self.meter.failed += 1
+            else:
+                self.meter.usage += answer.usage

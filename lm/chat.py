@@ -1,0 +1,78 @@
+"""How do texts become tokens? Through the model's own chat template, with data that can never become a special token.
+
+The template's own text is found by rendering it around marks; only that text may hold special tokens. What comes from
+data is encoded apart, so `<|im_end|>` in a response stays the characters it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+Tokens = tuple[int, ...]
+
+_MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
+
+
+class Encoder:
+    """Turns a system text, a user's turn and the beginning of the answer into tokens."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._pieces = _template(tokenizer)
+        self._text = lru_cache(maxsize=64)(self._fresh)
+        self._start: Tokens = () if self._pieces else tuple(tokenizer("").input_ids[:1])
+        if self._start and self._start[0] != tokenizer.bos_token_id:
+            self._start = ()
+
+    def encode(self, system: str, user: str, answer: str) -> Tokens:
+        """The whole prompt, ready for the model to continue `answer`."""
+        if self._pieces is None:
+            return self._start + self._fresh(f"{system}\n\n{user}\n\n{answer}")
+        head, between, before = self._pieces
+        if between is None:
+            return head + self._fresh(f"{system}\n\n{user}") + before + self._text(answer)
+        return head + self._text(system) + between + self._fresh(user) + before + self._text(answer)
+
+    def continuations(self, answer: str, options: Sequence[str]) -> tuple[tuple[Tokens, ...], ...]:
+        """For each option the token strings that write it after `answer`, bare and after a blank ("1" and " 1")."""
+        tail = answer[-12:]
+        return tuple(tuple(dict.fromkeys(self._after(tail, f"{gap}{each}") for gap in ("", " "))) for each in options)
+
+    def _after(self, tail: str, option: str) -> Tokens:
+        """The option's tokens in context: sentencepiece writes "1" differently at the start of a text."""
+        alone, both = self._fresh(tail), self._fresh(tail + option)
+        return both[len(alone) :] if both[: len(alone)] == alone else self._fresh(option)
+
+    def _fresh(self, text: str) -> Tokens:
+        # A lone surrogate (broken JSON escapes) has no UTF-8 form; the replacement character stands for it.
+        clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+        return tuple(self._tokenizer(clean, add_special_tokens=False, split_special_tokens=True).input_ids)
+
+
+def _template(tokenizer: Any) -> tuple[Tokens, Tokens | None, Tokens] | None:
+    """The chat template's own tokens around system, user and answer; None without a template.
+
+    The middle piece is None where the template takes no system turn: the system text then opens the user's turn.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return None
+    system, user, answer = _MARKS
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "system", "content": system}, *turns], tokenize=False, continue_final_message=True
+        )
+        head, rest = text.split(system)
+        between, rest = rest.split(user)
+    except Exception:  # templates raise what they like when they take no system turn
+        text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+        head, rest = text.split(user)
+        between = None
+    before = rest.split(answer)[0]
+
+    def own(piece: str) -> Tokens:
+        return tuple(tokenizer(piece, add_special_tokens=False).input_ids)
+
+    return own(head), None if between is None else own(between), own(before)

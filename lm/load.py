@@ -1,0 +1,102 @@
+"""Which model is it, and how is it loaded? A folder, a hub id, or the embedded model's name become a `LanguageModel`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lm import embedded
+from lm.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model ready for inference. `identity` changes when its weights' files do."""
+
+    model: Any
+    tokenizer: Any
+    identity: str
+    context: int
+
+
+def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -> LanguageModel:
+    """Load `smollm2`, a folder, or a hub id. Raises ModelError with one line that says what to do."""
+    place = embedded.folder(cache) if name == embedded.NAME else _place(name)
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging as progress
+
+        progress.disable_progress_bar()
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=kind).eval().to(where)
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    except Exception as error:  # transformers raises many kinds for the same few causes
+        raise ModelError(f"local:{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    model.requires_grad_(False)
+    return LanguageModel(model, tokenizer, _identity(name, place, kind), _context(model, tokenizer))
+
+
+def _place(name: str) -> str | Path:
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"local:{name}: the folder has no config.json; expected a Hugging Face model folder")
+        return path
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ModelError(
+            f"local:{name}: no such model; expected {embedded.NAME}, a model folder, or a hub id like owner/name"
+        )
+    return name
+
+
+def _device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it fast, else fp32."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ModelError(f"--dtype {dtype}: expected auto, {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    quick = bool(fast.get("avx512_bf16")) or bool(fast.get("amx_bf16")) or _flag("avx512_bf16")
+    return torch.bfloat16 if quick else torch.float32
+
+
+def _flag(name: str) -> bool:
+    try:
+        return name in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+
+
+def _context(model: Any, tokenizer: Any) -> int:
+    limits = [getattr(model.config, "max_position_embeddings", None), getattr(tokenizer, "model_max_length", None)]
+    return min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=4096)
+
+
+def _identity(name: str, place: str | Path, dtype: torch.dtype) -> str:
+    """Name, number format, and a hash of the weights' layout and of some of each file: fast also for large models."""
+    found = hashlib.sha256()
+    if isinstance(place, Path):
+        for file in sorted(place.glob("*")):
+            if file.suffix in {".safetensors", ".json", ".jinja", ".bin"}:
+                found.update(json.dumps([file.name, file.stat().st_size]).encode())
+                with file.open("rb") as opened:
+                    found.update(opened.read(1 << 20))
+    return f"local:{name}@{found.hexdigest()[:12]}/{str(dtype).removeprefix('torch.')}"

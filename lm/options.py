@@ -1,0 +1,114 @@
+"""How likely is each of a few answers after each of many prompts? Prompts that begin alike are computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from lm import decoder, plain
+from lm.rows import Tokens, common_prefix, packs
+
+Variants = tuple[tuple[Tokens, ...], ...]
+"""For each option, the token strings that write it."""
+
+CPU_PACK = 2048
+"""Tokens of one forward pass on a CPU: enough for fast products, few enough for the caches."""
+
+
+class Options:
+    """Scores options after prompts, keeping the keys and values of what all prompts so far began with.
+
+    Not for several threads at once: the kept prefix is replaced as prompts change.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._prefix: decoder.Prefix | None = None
+        self._limit = _pack_limit(model)
+
+    def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]:
+        """For each (prompt, options): each option's log-probability as a complete string.
+
+        Where one option's tokens begin another's ("1" and "10" in two tokens), the probability of going on is taken
+        from the shorter one. Several variants of an option add up. NaN comes back as NaN.
+        """
+        nodes: dict[Tokens, set[int]] = {}
+        for prompt, variants in asks:
+            for tokens in _all(variants):
+                for depth, token in enumerate(tokens):
+                    nodes.setdefault(prompt + tokens[:depth], set()).add(token)
+        known = self._look_up(nodes)
+        return [_complete(prompt, variants, known) for prompt, variants in asks]
+
+    def _look_up(self, nodes: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
+        known: dict[tuple[Tokens, int], float] = {}
+        for sequences, table in self._tables(list(nodes)):
+            wanted = [(row, token) for row, sequence in enumerate(sequences) for token in nodes[sequence]]
+            rows, tokens = (torch.tensor(each, device=table.device) for each in zip(*wanted, strict=True))
+            values = table[rows, tokens].tolist()
+            known.update({(sequences[row], token): value for (row, token), value in zip(wanted, values, strict=True)})
+        return known
+
+    def _tables(self, sequences: list[Tokens]) -> Iterable[tuple[list[Tokens], torch.Tensor]]:
+        if not decoder.supports(self._model):
+            ordered = sorted(sequences, key=len)
+            for start in range(0, len(ordered), 8):
+                group = ordered[start : start + 8]
+                yield group, plain.next_log_probabilities(self._model, group)
+            return
+        prefix = self._share(sequences)
+        for pack in packs(sequences, skip=len(prefix.tokens) if prefix else 0, limit=self._limit):
+            yield list(pack.ends), decoder.forward(self._model, pack, prefix, list(pack.ends.values()))
+
+    def _share(self, sequences: list[Tokens]) -> decoder.Prefix | None:
+        """The prefix of all these sequences: the kept one where it fits, cut shorter where it must be, else a new one."""
+        first, last = min(sequences), max(sequences)
+        shared = min(common_prefix(first, last), min(map(len, sequences)) - 1)
+        if self._prefix is not None:
+            kept = min(common_prefix(self._prefix.tokens, first), shared)
+            if kept == len(self._prefix.tokens) or kept * 2 >= shared:
+                self._prefix = self._prefix if kept == len(self._prefix.tokens) else self._prefix.cut(kept)
+                return self._prefix if kept else None
+        self._prefix = decoder.encode_prefix(self._model, first[:shared]) if shared else None
+        return self._prefix
+
+
+def _all(variants: Variants) -> Iterable[Tokens]:
+    return (tokens for option in variants for tokens in option)
+
+
+def _complete(prompt: Tokens, variants: Variants, known: dict[tuple[Tokens, int], float]) -> list[float]:
+    """Log-probability of each option's complete strings, by the chain rule over their tokens."""
+    chance = {
+        tokens: math.fsum(known[prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
+        for tokens in set(_all(variants))
+    }
+    return [_log_sum([_ends_here(tokens, chance) for tokens in option]) for option in variants]
+
+
+def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:
+    """log P(tokens) less the probability of going on to a longer option: P("1") (1 - P("0" | "1"))."""
+    own = chance[tokens]
+    longer = [value for other, value in chance.items() if len(other) > len(tokens) and other[: len(tokens)] == tokens]
+    share = math.fsum(math.exp(value - own) for value in longer) if own > -math.inf else 0.0
+    return own + math.log1p(-share) if share < 1 else (-math.inf if share >= 1 else math.nan)
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    peak = max(values)
+    if math.isnan(sum(values)) or peak == -math.inf:
+        return math.nan if math.isnan(sum(values)) else -math.inf
+    return peak + math.log(math.fsum(math.exp(value - peak) for value in values))
+
+
+def _pack_limit(model: Any) -> int:
+    """Tokens of one pass: on a GPU what a quarter of its free memory holds of activations and scores."""
+    if model.device.type != "cuda":
+        return CPU_PACK
+    config = model.config
+    bytes_a_token = 2 * (8 * config.hidden_size + 4 * getattr(config, "intermediate_size", 4 * config.hidden_size))
+    free, _ = torch.cuda.mem_get_info(model.device)
+    return max(CPU_PACK, min(65536, free // 4 // bytes_a_token))
