@@ -256,3 +256,22 @@ def batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
     iterator = iter(items)
     while piece := list(islice(iterator, size)):
         yield piece
+
+
+def count(source: str) -> int | None:
+    """How many rows a file has, for a progress bar; None where only reading it all would tell."""
+    path = Path(source)
+    name = path.name.lower()
+    if source.startswith("hf:") or not path.is_file():
+        return None
+    if name.endswith(".parquet"):
+        import polars as pl
+
+        try:
+            return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+        except (pl.exceptions.PolarsError, OSError):
+            return None
+    if name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        with _opened(path) as file:
+            return sum(1 for line in file if line.strip())
+    return None

@@ -1,0 +1,32 @@
+"""Reading back what a job wrote: labels out of Parquet or JSONL, and how many rows failed beside them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from data import tables
+from data.errors import FileError, RowError
+from data.records import Label, make
+from data.tables import BadRow
+
+
+def labels(source: str) -> Iterator[Label]:
+    """The labels of a file. Raises FileError: a row that is not a label, with its place."""
+    for each in tables.read(source):
+        if isinstance(each.row, BadRow):
+            raise FileError(f"{source}:{each.number}: {each.row.message}")
+        try:
+            yield make(Label, {name: value for name, value in each.row.items() if name in Label.model_fields})
+        except RowError as error:
+            raise FileError(f"{source}:{each.number}: not a label (made by `rlaif label`): {error}") from None
+
+
+def failures(source: str) -> dict[str, int]:
+    """How many rows failed, by reason, from the failures file beside a labels file."""
+    beside = Path(source + ".failures.jsonl")
+    if not beside.is_file() or beside.stat().st_size == 0:
+        return {}
+    rows = [each.row for each in tables.read(str(beside))]
+    return dict(Counter(str(row.get("reason")) for row in rows if not isinstance(row, BadRow)))

@@ -1,0 +1,70 @@
+"""What does a person read? Results as a few plain lines, with what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evaluator.alignment import Alignment
+from evaluator.intervals import Interval
+
+COIN = 0.5
+MOSTLY = 0.5
+
+
+def percent(interval: Interval | None) -> str:
+    """`62.5 % [48.0, 75.0], n 48`"""
+    if interval is None:
+        return "-"
+    return f"{100 * interval.value:5.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], n {interval.n}"
+
+
+def number(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}], n {interval.n}"
+
+
+def alignment_lines(result: Alignment) -> list[str]:
+    """A table of the result and what it says about the labeler."""
+    lines = {
+        "alignment with the majority": percent(result.alignment),
+        "agreement with single votes": percent(result.against_raters),
+        "same position in both orders": percent(result.same_position),
+        "  of these, the first": percent(result.first_position),
+        "always the longer would get": percent(result.prefers_longer),
+        "Cohen's kappa": number(result.kappa),
+        "Brier score (.25 is a shrug)": number(result.brier),
+        "calibration error (ECE)": number(result.ece),
+    }
+    if len(result.raters) > 1:
+        lines |= {f"  rater {name}": percent(each) for name, each in result.raters.items()}
+    lines |= {f"  {name}": percent(each) for name, each in result.by.items()}
+    table = [f"{name:<30} {value}" for name, value in lines.items()]
+    counted = f"{result.labels} labels; ties: labeler {result.ties['labeler']} (half right), human {result.ties['human']} (left out)"
+    if result.unmatched:
+        counted += f"; {result.unmatched} labels without a human row"
+    if result.failures:
+        counted += "; failed: " + _counts(result.failures)
+    return [*table, counted, "", *verdict(result)]
+
+
+def verdict(result: Alignment) -> list[str]:
+    """What the numbers say, as plainly as they allow."""
+    found: list[str] = []
+    aligned = result.alignment
+    if aligned.low <= COIN <= aligned.high:
+        found.append("It agrees with people no better than a coin can: the interval holds 50 %.")
+    elif aligned.high < COIN:
+        found.append("It disagrees with people more often than a coin would: is the question, or the data, turned round?")
+    else:
+        found.append(f"It agrees with people more often than a coin would (at least {100 * aligned.low:.0f} %).")
+    same = result.same_position
+    if same is not None and same.value > MOSTLY:
+        side = "first" if result.first_position is not None and result.first_position.value >= COIN else "second"
+        found.append(
+            f"It picks the same position in {100 * same.value:.0f} % of pairs, mostly the {side}: "
+            "there it answers to the order, not to the texts."
+        )
+    return found
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())

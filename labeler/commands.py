@@ -1,0 +1,182 @@
+"""From a command's options to a finished file: open the backend, stack its wrappers, run the job, write, say what happened."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tqdm import tqdm
+
+from data import tables
+from data.records import Failure, Label, Ranking, Score
+from labeler.asking import Options
+from labeler.backend import Backend
+from labeler.job import Ask, Outcome, Row, failures_path, journal_path, run, write
+from labeler.journal import Journal
+from labeler.opening import open_backend
+from labeler.wrappers import Cached, Meter, Metered
+from prompts.task import Task, load
+
+
+class Compiled(Ask):
+    """What a Labeler, a Scorer and a Ranker have in common: they can be called, and name their job."""
+
+    digest: str
+
+
+Compile: TypeAlias = Callable[[Task, Backend, Options], Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of which model, and where the answers go."""
+
+    task: str
+    model: str
+    out: Path
+    options: Options
+    cache: Path
+    dtype: str = "auto"
+    device: str = "auto"
+    limit: int | None = None
+    fresh: bool = False
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a job ended: `pairs_per_second` counts what was asked now, without loading the model."""
+
+    outcome: Outcome
+    meter: Meter
+    seconds: float
+    out: Path
+
+    @property
+    def rate(self) -> float:
+        return self.outcome.answered / self.seconds if self.seconds else 0.0
+
+    def json(self) -> dict[str, Any]:
+        usage = self.meter.usage
+        return {
+            **asdict(self.outcome),
+            "out": str(self.out),
+            "asked": self.meter.asked,
+            "tokens_in": usage.tokens_in,
+            "tokens_out": usage.tokens_out,
+            "usd": usage.usd,
+            "seconds": round(self.seconds, 3),
+            "rows_per_second": round(self.rate, 3),
+        }
+
+    def lines(self) -> list[str]:
+        """What a person is told at the end, on standard error; the failures last."""
+        done = self.outcome
+        lines = [f"{done.answered + done.resumed} of {done.rows} rows answered in {self.out}"]
+        details = [f"{done.answered} now ({self.rate:.2f} a second)", f"{done.resumed} before"]
+        details += [f"{done.repeats} repeated rows counted once"] if done.repeats else []
+        details += [f"${self.meter.usage.usd:.4f}"] if self.meter.usage.usd else []
+        lines[0] += ": " + ", ".join(details)
+        if done.other_jobs:
+            lines.append(f"{done.other_jobs} other job(s) stay in {journal_path(self.out)}; {self.out.name} has this one's rows only")
+        if done.failed:
+            lines.append(f"{done.failed} rows failed; see {failures_path(self.out)}")
+        return lines
+
+
+def execute(
+    compile_task: Compile,
+    kind: type[Label] | type[Score] | type[Ranking],
+    rows: Iterable[Row | Failure],
+    job: Job,
+    total: int | None,
+) -> Finished:
+    """Run a job to its end. Raises RlaifError; KeyboardInterrupt after everything answered is safe in the journal."""
+    tables.check_writable(job.out)
+    task = load(job.task)
+    compile_task(task, _Unopened(), job.options)
+    backend = open_backend(job.model, cache=job.cache, dtype=job.dtype, device=job.device)
+    meter = Meter()
+    metered = Metered(backend, meter)
+    digest = compile_task(task, metered, job.options).digest
+    journal = Journal(journal_path(job.out), digest, fresh=job.fresh)
+    try:
+        compiled = compile_task(task, Cached(metered, journal), job.options)
+        started = time.perf_counter()
+        with _bar(total, job.limit, meter) as bar:
+            outcome = asyncio.run(
+                run(
+                    _limited(rows, job.limit),
+                    compiled,
+                    journal,
+                    bar,
+                    batch=backend.rows,
+                    calls=backend.calls,
+                    strict=job.strict,
+                )
+            )
+        seconds = time.perf_counter() - started
+        write(journal, job.out, kind)
+    except KeyboardInterrupt:
+        print(f"\nstopped; what was answered is in {journal.path}: the same command goes on there", file=sys.stderr)
+        raise
+    finally:
+        asyncio.run(backend.close())
+        journal.close()
+    return Finished(outcome, meter, seconds, job.out)
+
+
+class _Unopened:
+    """Stands for the backend while a task and its options are checked, before a model is loaded for nothing."""
+
+    name = identity = ""
+    rows = calls = 1
+
+    async def likelihoods(self, requests: object) -> Any:
+        raise NotImplementedError
+
+    async def texts(self, requests: object) -> Any:
+        raise NotImplementedError
+
+    def overflow(self, request: object) -> int:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        raise NotImplementedError
+
+
+def _limited(rows: Iterable[Row | Failure], limit: int | None) -> Iterator[Row | Failure]:
+    return iter(rows) if limit is None else islice(rows, limit)
+
+
+class _Bar:
+    """A progress bar with rate, time left, failures and money; silent where standard error is no terminal."""
+
+    def __init__(self, total: int | None, meter: Meter) -> None:
+        self._meter, self._failed = meter, 0
+        self._bar = tqdm(total=total, unit="row", disable=not sys.stderr.isatty(), smoothing=0.1, mininterval=0.5)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, *, done: int, resumed: int, failed: int) -> None:
+        self._failed += failed
+        if resumed:
+            self._bar.initial += resumed
+        self._bar.update(done + resumed + failed)
+        usd = self._meter.usage.usd
+        self._bar.set_postfix_str(f"{self._failed} failed" + (f", ${usd:.2f}" if usd else ""))
+
+
+def _bar(total: int | None, limit: int | None, meter: Meter) -> _Bar:
+    known = total if limit is None else limit if total is None else min(total, limit)
+    return _Bar(known, meter)

@@ -1,0 +1,40 @@
+"""Which backend does a model's name mean? A new backend is one new file and one `case` here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from labeler.backend import Backend, BackendError
+
+LISTING = """\
+local:smollm2          SmolLM2-135M-Instruct, embedded: offline, on a CPU; far too small to be trusted
+local:DIR              a Hugging Face model folder, through transformers and torch
+local:OWNER/NAME       a model of the Hugging Face hub, or of its local cache
+fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
+
+
+def open_backend(name: str, *, cache: Path, dtype: str, device: str) -> Backend:
+    """The backend behind `KIND:NAME`. Raises BackendError, or ModelError where a local model cannot be loaded."""
+    kind, _, rest = name.partition(":")
+    if not rest:
+        raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
+    match kind:
+        case "local":
+            _need_torch()
+            from labeler.local import open_local
+
+            return open_local(rest, cache=cache, dtype=dtype, device=device)
+        case "fake":
+            from labeler.fake import open_fake
+
+            return open_fake(rest)
+        case _:
+            raise BackendError(f"--model {name}: unknown kind {kind!r}; `rlaif models` lists what there is")
+
+
+def _need_torch() -> None:
+    from importlib.util import find_spec
+
+    missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
+    if missing:
+        raise BackendError(f"local models need {' and '.join(missing)}: pip install 'rlaif-service[local]'")

