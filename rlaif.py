@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +21,7 @@ from data.errors import RlaifError
 if TYPE_CHECKING:
     from data.records import Comparison
     from evaluator.alignment import Alignment
+    from labeler.asking import Options
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
 SAMPLE_FOLDER = Path(__file__).parent / "data" / "samples"
@@ -219,7 +220,8 @@ def export(
     tables.check_writable(out)
     counts = exporting.Counts()
     tables.write(out, exporting.rows(read(comparisons, columns), read_labels(labels), to, counts))
-    _say(f"{counts.written} rows in {out}; {counts.ties} exact ties left out; {counts.unlabelled} comparisons had no label")
+    left = f"{counts.ties} exact ties left out; {counts.unlabelled} comparisons had no label"
+    _say(f"{counts.written} rows in {out}; {left}")
     if counts.written == 0:
         raise RlaifError(f"{out}: no comparison has a label that decides; were the labels made from this file?")
     return OK
@@ -244,7 +246,8 @@ def tasks(name: str | None = None, /, *, shots: int = 0, cot: bool = False) -> i
         for each in map(task.load, task.names()):
             pair = each.pairwise
             about = f"preambles {', '.join(pair.preambles)}; {len(pair.exemplars)} exemplars" if pair else "score only"
-            print(f"{each.name:<16} {each.about}\n{'':<16} {about}{'; asks for the worse' * bool(pair and pair.polarity == 'worse')}")
+            about += "; asks for the worse one" if pair and pair.polarity == "worse" else ""
+            print(f"{each.name:<16} {each.about}\n{'':<16} {about}")
         return OK
     found = task.load(name)
     if found.pairwise is not None:
@@ -326,10 +329,10 @@ def demo(*, model: Model = "local:smollm2", task: str | None = None, out: Path |
 
 def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     """Label the samples of each task, then print one table and what it means."""
+    from data.labels import labels as read_labels
     from data.reading import comparisons as read
     from data.reading import merged_votes
     from data.records import Label
-    from data.labels import labels as read_labels
     from evaluator import alignment, text
     from labeler.asking import Options
     from labeler.commands import Job, execute
@@ -338,7 +341,9 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     unknown = [name for name in chosen if name not in SAMPLES]
     if unknown:
         raise RlaifError(f"--task {unknown[0]}: the samples are for {', '.join(SAMPLES)}")
-    print(f"{model} labels {16 * len(chosen)} comparisons whose better response is known by construction.\n", flush=True)
+    print(
+        f"{model} labels {16 * len(chosen)} comparisons whose better response is known by construction.\n", flush=True
+    )
     labels: list[Label] = []
     human: dict[str, Comparison] = {}
     answered, seconds = 0, 0.0
@@ -372,15 +377,13 @@ def _job(
     running: Running,
 ) -> int:
     from data import tables
-    from labeler.asking import Options
     from labeler.commands import Job, execute
 
-    settings = asdict(asking) | {"clamp": _clamp(asking.clamp)}
     job = Job(
         task=task,
         model=model,
         out=out,
-        options=Options(**settings),
+        options=_options(asking),
         cache=_cache(),
         dtype=running.dtype,
         device=running.device,
@@ -394,6 +397,21 @@ def _job(
     for line in done.lines():
         _say(line)
     return SOME_FAILED if done.outcome.failed else OK
+
+
+def _options(asking: Asking) -> Options:
+    from labeler.asking import Options
+
+    return Options(
+        shots=asking.shots,
+        cot=asking.cot,
+        samples=asking.samples,
+        one_order=asking.one_order,
+        temperature=asking.temperature,
+        max_rationale=asking.max_rationale,
+        clamp=_clamp(asking.clamp),
+        seed=asking.seed,
+    )
 
 
 def _clamp(text: str | None) -> tuple[float, float] | None:

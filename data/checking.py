@@ -46,10 +46,13 @@ class Report:
     def lines(self) -> list[str]:
         lines = [
             f"{self.source}: {self.what}, read as {self.shape}",
-            f"{self.rows} rows, {self.usable} usable, {self.distinct} distinct; {self.judged} rows judged by {len(self.raters)} rater(s)",
+            f"{self.rows} rows, {self.usable} usable, {self.distinct} distinct; "
+            f"{self.judged} rows judged by {len(self.raters)} rater(s)",
         ]
         if self.what == "comparisons":
-            lines.append("responses a row: " + ", ".join(f"{n} in {rows}" for n, rows in sorted(self.responses.items())))
+            lines.append(
+                "responses a row: " + ", ".join(f"{n} in {rows}" for n, rows in sorted(self.responses.items()))
+            )
         if self.unusable:
             lines.append(f"{self.rows - self.usable} unusable rows:")
             lines += [f"  {count} x {reason}" for reason, count in self.unusable.most_common(10)]

@@ -1,4 +1,4 @@
-"""From a file to records: recognise the shape once, then read row by row; a bad row becomes a Failure that names its place."""
+"""From a file to records: recognise its shape once, then read row by row; a bad row is a Failure that names its place."""
 
 from __future__ import annotations
 
@@ -89,9 +89,11 @@ def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Compa
         if isinstance(each.row, BadRow):
             yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {each.row.message}", attempts=1)
             continue
+        if not shape.matches(frozenset(each.row)):
+            message = f"{place}: columns {', '.join(sorted(each.row)[:8]) or 'none'}; expected {shape.about}"
+            yield Failure(id=place, stage="read", reason="bad_row", message=message, attempts=1)
+            continue
         try:
-            if not shape.matches(frozenset(each.row)):
-                raise RowError(f"columns {', '.join(sorted(each.row)[:8]) or 'none'}; expected {shape.about}")
             yield shape.read(each.row)
         except RowError as error:
             yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {error}", attempts=1)

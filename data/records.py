@@ -215,7 +215,9 @@ def _first(error: ValidationError) -> str:
     place = ".".join(str(part) for part in problem["loc"] if part not in {"str", "tuple[Message, ...]"})
     message, given = problem["msg"].removeprefix("Value error, "), problem["input"]
     if problem["type"] in {"too_short", "too_long"} and place == "responses":
-        message = f"expected {MIN_RESPONSES} to {MAX_RESPONSES} responses, got {problem['ctx']['actual_length']}"
+        message = (
+            f"expected {MIN_RESPONSES} to {MAX_RESPONSES} responses, got {problem.get('ctx', {}).get('actual_length')}"
+        )
     elif problem["type"] == "missing":
         message = "missing; expected a value"
     elif not isinstance(given, Mapping | BaseModel):

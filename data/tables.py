@@ -9,7 +9,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -79,7 +79,7 @@ def _refuse_nothing(source: str, rows: Iterator[Numbered]) -> Iterator[Numbered]
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Generator[IO[bytes]]:
     zipped = path.suffix.lower() == ".gz"
     try:
         with gzip.open(path) if zipped else path.open("rb") as file:
@@ -198,7 +198,7 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
+def _replacing(path: Path) -> Generator[Path]:
     """A temporary file beside `path` that takes its place at the end, so that no half file is ever seen."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)

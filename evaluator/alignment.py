@@ -1,7 +1,7 @@
 """How often does the labeler agree with people? Labeler alignment (RLAIF, section 3.4), and what it is worth.
 
-Ties, by the one policy that every number here follows: where the labeler's p is exactly .5 it counts as half right; items
-on which people are tied have no right answer and count in `ties.human` alone.
+Ties, by the one policy that every number here follows: where the labeler's p is exactly .5 it counts as half right;
+items on which people are tied have no right answer and count in `ties.human` alone.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _longer(row: Comparison) -> float:
 
 def _against_raters(judged: Sequence[tuple[Label, Comparison, int]]) -> Interval:
     """The share of single votes that the labeler agrees with, averaged by item first: votes on one item go together."""
-    shares = [np.mean(each) for label, row, _ in judged if (each := _agreements(label, row.votes))]
+    shares = [sum(each) / len(each) for label, row, _ in judged if (each := _agreements(label, row.votes))]
     return mean_interval(np.array(shares))
 
 

@@ -34,7 +34,9 @@ class Interval:
 
     def json(self) -> dict[str, float | int | None]:
         """For reports: NaN, which JSON does not have, becomes null."""
-        return {name: None if isinstance(each, float) and math.isnan(each) else each for name, each in asdict(self).items()}
+        return {
+            name: None if isinstance(each, float) and math.isnan(each) else each for name, each in asdict(self).items()
+        }
 
 
 def mean_interval(values: Array, seed: int = 0) -> Interval:

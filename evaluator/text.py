@@ -38,7 +38,8 @@ def alignment_lines(result: Alignment) -> list[str]:
         lines |= {f"  rater {name}": percent(each) for name, each in result.raters.items()}
     lines |= {f"  {name}": percent(each) for name, each in result.by.items()}
     table = [f"{name:<30} {value}" for name, value in lines.items()]
-    counted = f"{result.labels} labels; ties: labeler {result.ties['labeler']} (half right), human {result.ties['human']} (left out)"
+    ties = f"labeler {result.ties['labeler']} (half right), human {result.ties['human']} (left out)"
+    counted = f"{result.labels} labels; ties: {ties}"
     if result.unmatched:
         counted += f"; {result.unmatched} labels without a human row"
     if result.failures:
@@ -53,7 +54,9 @@ def verdict(result: Alignment) -> list[str]:
     if aligned.low <= COIN <= aligned.high:
         found.append("It agrees with people no better than a coin can: the interval holds 50 %.")
     elif aligned.high < COIN:
-        found.append("It disagrees with people more often than a coin would: is the question, or the data, turned round?")
+        found.append(
+            "It disagrees with people more often than a coin would: is the question, or the data, turned round?"
+        )
     else:
         found.append(f"It agrees with people more often than a coin would (at least {100 * aligned.low:.0f} %).")
     same = result.same_position

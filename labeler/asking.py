@@ -1,4 +1,4 @@
-"""How is one question put to a backend? What labels, scores and rankings share: fitting prompts, rationales, digests."""
+"""How is a question put to a backend? What labels, scores and rankings share: fitting prompts, rationales, digests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ class Options:
         if self.samples < 1 or self.max_rationale < 1 or self.shots < 0:
             raise RlaifError("--samples and --max-rationale must be at least 1, --shots at least 0")
         if self.samples > 1 and not self.cot:
-            raise RlaifError("--samples needs --cot: it averages over rationales, and without them all samples are equal")
+            raise RlaifError(
+                "--samples needs --cot: it averages over rationales, and without them all samples are equal"
+            )
         if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
             raise RlaifError("--clamp expects LOW,HIGH with 0 <= LOW <= 0.5 <= HIGH <= 1, for example 0.4,0.6")
 
@@ -131,7 +133,9 @@ async def ask(
     )
     judged = [reason if isinstance(reason, Failed) else next(chosen) for reason in reasons]
     return [
-        _together(written[at : at + options.samples], reasons[at : at + options.samples], judged[at : at + options.samples])
+        _together(
+            written[at : at + options.samples], reasons[at : at + options.samples], judged[at : at + options.samples]
+        )
         for at in range(0, len(written), options.samples)
     ]
 
@@ -164,4 +168,3 @@ def _together(
 
 def failure(identity: str, failed: Failed, stage: str) -> Failure:
     return Failure(id=identity, stage=stage, reason=failed.reason, message=failed.message, attempts=failed.attempts)
-

@@ -1,7 +1,7 @@
-"""What can a model be asked? One narrow protocol, two verbs; a batch goes in, as many answers come out in the same order.
+"""What can a model be asked? One narrow protocol, two verbs; a batch goes in, as many answers come out, in order.
 
-A failed request is a value (`Failed`), never an exception and never a number. Caching and metering are wrappers with the
-same protocol (labeler/wrappers.py).
+A failed request is a value (`Failed`), never an exception and never a number. Caching and metering are wrappers with
+the same protocol (labeler/wrappers.py).
 """
 
 from __future__ import annotations

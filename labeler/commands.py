@@ -1,15 +1,15 @@
-"""From a command's options to a finished file: open the backend, stack its wrappers, run the job, write, say what happened."""
+"""From a command's options to a finished file: open the backend, stack its wrappers, run the job, write, report."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
@@ -17,20 +17,22 @@ from data import tables
 from data.records import Failure, Label, Ranking, Score
 from labeler.asking import Options
 from labeler.backend import Backend
-from labeler.job import Ask, Outcome, Row, failures_path, journal_path, run, write
+from labeler.job import Outcome, Result, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.opening import open_backend
 from labeler.wrappers import Cached, Meter, Metered
 from prompts.task import Task, load
 
 
-class Compiled(Ask):
+class Compiled(Protocol):
     """What a Labeler, a Scorer and a Ranker have in common: they can be called, and name their job."""
 
     digest: str
 
+    def __call__(self, rows: Sequence[Any], /) -> Awaitable[Sequence[Result]]: ...
 
-Compile: TypeAlias = Callable[[Task, Backend, Options], Any]
+
+Compile: TypeAlias = Callable[[Task, Backend, Options], Compiled]
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ class Finished:
         details += [f"${self.meter.usage.usd:.4f}"] if self.meter.usage.usd else []
         lines[0] += ": " + ", ".join(details)
         if done.other_jobs:
-            lines.append(f"{done.other_jobs} other job(s) stay in {journal_path(self.out)}; {self.out.name} has this one's rows only")
+            lines.append(
+                f"{done.other_jobs} other job(s) stay in {journal_path(self.out)}; {self.out.name} has this one's rows"
+            )
         if done.failed:
             lines.append(f"{done.failed} rows failed; see {failures_path(self.out)}")
         return lines
@@ -124,7 +128,9 @@ def execute(
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
-        print(f"\nstopped; what was answered is in {journal.path}: the same command goes on there", file=sys.stderr)
+        tqdm.write(
+            f"\nstopped; what was answered is in {journal.path}: the same command goes on there", file=sys.stderr
+        )
         raise
     finally:
         asyncio.run(backend.close())

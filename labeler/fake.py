@@ -65,7 +65,9 @@ def always(index: int) -> Rule:
 
 def shown(request: Choose) -> tuple[str, str]:
     """The two responses of a pairwise prompt, in the order in which they are shown."""
-    found = re.search(r"(?:Summary|Response) 1 - (.*?)\n\n(?:Summary|Response) 2 - (.*)", request.prompt.after, re.DOTALL)
+    found = re.search(
+        r"(?:Summary|Response) 1 - (.*?)\n\n(?:Summary|Response) 2 - (.*)", request.prompt.after, re.DOTALL
+    )
     return (found[1], found[2]) if found else ("", "")
 
 

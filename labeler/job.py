@@ -1,13 +1,13 @@
-"""How does a file become labels, whatever happens meanwhile? The resumable job behind `rlaif label`, `score` and `rank`.
+"""How does a file become labels, whatever happens meanwhile? The resumable job of `rlaif label`, `score` and `rank`.
 
-Rows stream in; those that the journal has are skipped; the rest are asked in batches, a few at a time; each batch is in the
-journal before the next one starts. At the end the journal is written out in the order of the input.
+Rows stream in; those that the journal has are skipped; the rest are asked in batches, a few at a time; each batch is in
+the journal the moment it is answered. At the end the journal is written out in the order of the input.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -68,42 +68,51 @@ async def run(
 ) -> Outcome:
     """Ask about every row that the journal does not have. Raises StrictError at the first bad row under `strict`."""
     tally = _Tally(progress)
-    running: set[asyncio.Task[None]] = set()
-    waiting: list[Row] = []
 
-    async def one(piece: list[Row]) -> None:
+    async def one(piece: Sequence[Row]) -> None:
         found = await ask(piece)
         journal.keep([_stored(row, result) for row, result in zip(piece, found, strict=True)])
         tally.add(found)
 
-    async def send(piece: list[Row]) -> None:
-        if len(running) >= calls:
-            done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                running.discard(task)
-                task.result()
-        running.add(asyncio.create_task(one(piece)))
-
-    try:
+    async with _Window(calls) as window:
+        waiting: list[Row] = []
         for piece in _numbered(rows):
-            fresh = _sort_out(piece, journal, tally, strict=strict)
-            waiting += fresh
+            waiting += _sort_out(piece, journal, tally, strict=strict)
             while len(waiting) >= batch:
-                await send(waiting[:batch])
+                await window.start(one(waiting[:batch]))
                 waiting = waiting[batch:]
         if waiting:
-            await send(waiting)
-        while running:
-            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
-    except BaseException:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        raise
+            await window.start(one(waiting))
     journal.forget_answers()
     return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
+
+
+class _Window:
+    """At most `size` calls at a time; one starts as soon as another ends. The first error stops all."""
+
+    def __init__(self, size: int) -> None:
+        self._free = asyncio.Semaphore(size)
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> _Window:
+        await self._group.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        try:
+            await self._group.__aexit__(*error)
+        except BaseExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def start(self, call: Coroutine[Any, Any, None]) -> None:
+        await self._free.acquire()
+        self._group.create_task(self._freeing(call))
+
+    async def _freeing(self, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            await call
+        finally:
+            self._free.release()
 
 
 def write(journal: Journal, out: Path, kind: type[Label] | type[Score] | type[Ranking]) -> None:
@@ -162,7 +171,9 @@ def _sort_out(
 
 
 def _clash(row: Row | Failure, number: int) -> Failure:
-    message = f"row {number + 1}: id {row.id!r} already stands for another prompt or other responses; ids must be unique"
+    message = (
+        f"row {number + 1}: id {row.id!r} already stands for another prompt or other responses; ids must be unique"
+    )
     return Failure(id=f"{row.id} (row {number + 1})", stage="read", reason="duplicate_id", message=message)
 
 
@@ -180,7 +191,13 @@ def _label_schema() -> dict[str, Any]:
     import polars as pl
 
     order = pl.Struct({"p_first": pl.Float64, "mass": pl.Float64, "rationale": pl.String, "votes": pl.Int64})
-    own = {"p": pl.Float64, "choice": pl.Int64, "orders": pl.List(order), "mass": pl.Float64, "same_position": pl.Boolean}
+    own = {
+        "p": pl.Float64,
+        "choice": pl.Int64,
+        "orders": pl.List(order),
+        "mass": pl.Float64,
+        "same_position": pl.Boolean,
+    }
     return {"id": pl.String, **own, **_cost_schema()}
 
 

@@ -1,14 +1,14 @@
 """What has been answered? A SQLite file beside the output keeps every answer the moment it exists, through kill -9.
 
-Three tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a backend
-said for rows that are not finished; dropped when they are), and `inputs` (the order of the rows in the input).
+Three tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a
+backend said for rows that are not finished; dropped when they are), and `inputs` (the order of the rows in the input).
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -121,7 +121,7 @@ class Journal:
             self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Generator[None]:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -131,7 +131,7 @@ class Journal:
         self._db.execute("COMMIT")
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _guarded(self) -> Generator[None]:
         try:
             yield
         except sqlite3.Error as error:

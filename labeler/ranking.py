@@ -1,4 +1,4 @@
-"""In which order stand several responses? All pairs are asked about in both orders; Bradley-Terry puts them in one line."""
+"""In which order stand several responses? All pairs are asked about in both orders; Bradley-Terry makes one line."""
 
 from __future__ import annotations
 

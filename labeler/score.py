@@ -1,4 +1,4 @@
-"""How good is one response, from 1 to 10? Direct RLAIF's reward: the expectation over the ten scores (section 2.2.2)."""
+"""How good is one response, from 1 to 10? Direct RLAIF's reward: the mean of the ten scores (section 2.2.2)."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ ROWS = 2048
 class PrefixLayer:
     """Keys and values of the shared prefix in one layer, (G, P, D) each, and its mean key `center`, (G, 1, D).
 
-    Softmax does not change when the same vector is taken from every key. Taking the mean key makes scores small, so that
-    bf16 keeps their digits and exp needs no running maximum.
+    Softmax does not change when the same vector is taken from every key. Taking the mean key makes scores small, so
+    that bf16 keeps their digits and exp needs no running maximum.
     """
 
     keys: Tensor

@@ -1,7 +1,7 @@
 """A forward pass of a decoder over packs of rows, written out: norms, rotary positions, attention, gated MLP.
 
-It runs the modules of a Hugging Face model of the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2, ...) in their order
-but attends through `tree_attention`, so that a prompt shared by many rows is computed once. Inference only.
+It runs the modules of a Hugging Face model of the Llama family (Llama, Mistral, Qwen2, Qwen3, SmolLM2, ...) in their
+order but attends through `tree_attention`, so that a prompt shared by many rows is computed once. Inference only.
 
 Shapes: N tokens of a pack, C hidden width, H query heads, G key heads, D width of a head.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lm.attention import PrefixLayer, prefix_layer, tree_attention
@@ -57,13 +57,11 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
 
 @torch.no_grad()
 def forward(model: Any, pack: Pack, prefix: Prefix | None, wanted: Sequence[int]) -> Tensor:
-    """Next-token log-probabilities after the tokens at the places `wanted`, (len(wanted), V) in fp32."""
-    for stable in (False, True):
-        hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=stable)
-        logits = model.lm_head(hidden).float()
-        if stable or bool(torch.isfinite(logits).all()):
-            return logits.log_softmax(-1)
-    raise AssertionError("unreachable")
+    """The last hidden states at the places `wanted`, (len(wanted), C), ready for the head."""
+    hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=False)
+    if bool(torch.isfinite(hidden).all()):
+        return hidden
+    return _layers(model, pack, prefix, keep=None, wanted=wanted, stable=True)
 
 
 def _layers(
@@ -75,7 +73,7 @@ def _layers(
     wanted: Sequence[int] | None,
     stable: bool,
 ) -> Tensor:
-    """All layers and the last norm. `keep` collects keys and values; with `wanted`, only those tokens come out (n, C)."""
+    """All layers and the last norm. `keep` collects keys and values; of `wanted` tokens alone come states, (n, C)."""
     decoder, device = model.model, model.device
     hidden = decoder.embed_tokens(torch.tensor(pack.tokens, device=device))
     positions = torch.tensor([pack.positions], device=device)
@@ -108,7 +106,7 @@ def _layers(
     return _norm(decoder.norm, hidden)
 
 
-def _norm(module: nn.Module, x: Tensor) -> Tensor:
+def _norm(module: Any, x: Tensor) -> Tensor:
     """RMSNorm (Zhang & Sennrich 2019): x / rms(x) * weight over the last dimension, the mean square in fp32."""
     weight, epsilon = module.weight, module.variance_epsilon
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square_()

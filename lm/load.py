@@ -1,4 +1,4 @@
-"""Which model is it, and how is it loaded? A folder, a hub id, or the embedded model's name become a `LanguageModel`."""
+"""Which model is it, and how is it loaded? A folder, a hub id, or the embedded model's name."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
         from transformers.utils import logging as progress
 
         progress.disable_progress_bar()
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=kind).eval().to(where)
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=kind)
+        model = model.eval().to(where)
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"local:{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    model.requires_grad_(False)
     return LanguageModel(model, tokenizer, _identity(name, place, kind), _context(model, tokenizer))
 
 

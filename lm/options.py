@@ -9,10 +9,14 @@ from typing import Any
 import torch
 
 from lm import decoder, plain
+from lm.head import log_probabilities
 from lm.rows import Tokens, common_prefix, packs
 
 Variants = tuple[tuple[Tokens, ...], ...]
 """For each option, the token strings that write it."""
+
+PLAIN = 8
+"""Sequences of one plain forward pass, for models whose layers are not written out in decoder.py."""
 
 CPU_PACK = 2048
 """Tokens of one forward pass on a CPU: enough for fast products, few enough for the caches."""
@@ -45,26 +49,25 @@ class Options:
 
     def _look_up(self, nodes: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
         known: dict[tuple[Tokens, int], float] = {}
-        for sequences, table in self._tables(list(nodes)):
+        for sequences, hidden in self._hidden(list(nodes)):
             wanted = [(row, token) for row, sequence in enumerate(sequences) for token in nodes[sequence]]
-            rows, tokens = (torch.tensor(each, device=table.device) for each in zip(*wanted, strict=True))
-            values = table[rows, tokens].tolist()
+            values = log_probabilities(self._model, hidden, wanted)
             known.update({(sequences[row], token): value for (row, token), value in zip(wanted, values, strict=True)})
         return known
 
-    def _tables(self, sequences: list[Tokens]) -> Iterable[tuple[list[Tokens], torch.Tensor]]:
+    def _hidden(self, sequences: list[Tokens]) -> Iterable[tuple[list[Tokens], torch.Tensor]]:
         if not decoder.supports(self._model):
             ordered = sorted(sequences, key=len)
-            for start in range(0, len(ordered), 8):
-                group = ordered[start : start + 8]
-                yield group, plain.next_log_probabilities(self._model, group)
+            for start in range(0, len(ordered), PLAIN):
+                group = ordered[start : start + PLAIN]
+                yield group, plain.hidden_states(self._model, group)
             return
         prefix = self._share(sequences)
         for pack in packs(sequences, skip=len(prefix.tokens) if prefix else 0, limit=self._limit):
             yield list(pack.ends), decoder.forward(self._model, pack, prefix, list(pack.ends.values()))
 
     def _share(self, sequences: list[Tokens]) -> decoder.Prefix | None:
-        """The prefix of all these sequences: the kept one where it fits, cut shorter where it must be, else a new one."""
+        """The prefix of all these sequences: the kept one where it fits, cut where it must be, else a new one."""
         first, last = min(sequences), max(sequences)
         shared = min(common_prefix(first, last), min(map(len, sequences)) - 1)
         if self._prefix is not None:

@@ -1,4 +1,4 @@
-"""The plain forward pass through a model's own code, nothing shared: for other architectures, and to check ours against."""
+"""The plain forward pass through a model's own code, nothing shared: for other architectures, and to check ours."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from lm.rows import Tokens
 
 
 @torch.no_grad()
-def next_log_probabilities(model: Any, sequences: Sequence[Tokens]) -> Tensor:
-    """Log-probabilities of the token after each sequence, (len(sequences), V) in fp32. Padded at the right."""
+def hidden_states(model: Any, sequences: Sequence[Tokens]) -> Tensor:
+    """The last hidden state of each sequence, (len(sequences), C), ready for the head. Padded at the right."""
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
+    out = model.base_model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-    kept = last.unique()
-    out = model(ids.to(model.device), attention_mask=mask.to(model.device), logits_to_keep=kept, use_cache=False)
-    rows = out.logits[torch.arange(len(sequences)), torch.searchsorted(kept, last)]
-    return rows.float().log_softmax(-1)
+    return out.last_hidden_state[torch.arange(len(sequences)), last]

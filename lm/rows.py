@@ -1,4 +1,4 @@
-"""How are prompts that begin alike laid out so that the shared part is computed once? Pure: lists of token numbers only.
+"""How are prompts that begin alike laid out so that the shared part is computed once? Pure: lists of numbers only.
 
 Sequences become a tree: each segment stands once, its continuations after it. A token attends to all of its ancestor
 segments and, causally, to its own; its position is its place in the sequence it came from, so the result equals a plain
@@ -53,16 +53,14 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def packs(sequences: Sequence[Tokens], *, skip: int, limit: int) -> Iterator[Pack]:
-    """Lay distinct sequences out in packs of about `limit` tokens; the first `skip` tokens, common to all, are left out.
+    """Lay distinct sequences out in packs of about `limit` tokens, less the first `skip`, which all have in common.
 
     A tree is never cut in two, so a pack is larger than `limit` where a single tree is.
     """
-    trees: list[tuple[int, list[Tokens]]] = []
-    for tree in _trees(sorted(set(sequences)), skip):
-        trees.append((_size(tree, skip), tree))
     pending: list[Tokens] = []
     size = 0
-    for tokens, tree in trees:
+    for tree in _trees(sorted(set(sequences)), skip):
+        tokens = _size(tree, skip)
         if pending and size + tokens > limit:
             yield _pack(pending, skip)
             pending, size = [], 0

@@ -1,1 +1,1 @@
-"""How is a rater asked? Task files, their rendering into prompts, and the reading of answers. Pure: no model, no network."""
+"""How is a rater asked? Task files, their rendering into prompts, the reading of answers. No model, no network."""

@@ -96,7 +96,9 @@ def pair_question(task: Task, style: Style) -> PairQuestion:
     if pair is None:
         raise TaskError(f"task {task.name} has no [pairwise] table; it can only score")
     if not 0 <= style.shots <= len(pair.exemplars):
-        raise TaskError(f"task {task.name} has {len(pair.exemplars)} exemplars; --shots {style.shots} is not among 0 to that")
+        raise TaskError(
+            f"task {task.name} has {len(pair.exemplars)} exemplars; --shots {style.shots} is not among 0 to that"
+        )
     opening, request = pair.ending, ""
     if style.cot:
         if pair.rationale is None:

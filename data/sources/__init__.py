@@ -1,4 +1,4 @@
-"""Which shape does a file have, and what are its comparisons? One small module a shape; the first that matches reads."""
+"""Which shape does a file have, and what does it say? One small module a shape; the first that matches reads."""
 
 from __future__ import annotations
 

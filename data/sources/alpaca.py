@@ -75,4 +75,6 @@ def _verdict(value: object, column: str) -> Choice:
     return "tie" if number == 1.5 else int(number > 1.5)
 
 
-SHAPE = Shape("instruction, input, output_1, output_2, label | preference | annotators", has("output_1", "output_2"), _read)
+SHAPE = Shape(
+    "instruction, input, output_1, output_2, label | preference | annotators", has("output_1", "output_2"), _read
+)

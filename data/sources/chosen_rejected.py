@@ -51,7 +51,9 @@ def _split(fields: Fields) -> tuple[object, str, str]:
 
 
 def _transcripts(chosen: str, rejected: str) -> tuple[object, str, str]:
-    (prompt, good), (other, bad) = (_last_reply(side, name) for side, name in ((chosen, "chosen"), (rejected, "rejected")))
+    (prompt, good), (other, bad) = (
+        _last_reply(side, name) for side, name in ((chosen, "chosen"), (rejected, "rejected"))
+    )
     if prompt != other:
         raise RowError("chosen, rejected: the two transcripts do not share the prompt (all but the last reply)")
     return _turns(prompt), good, bad

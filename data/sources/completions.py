@@ -1,4 +1,4 @@
-"""Single responses under the names that generation scripts give them: `completion`, `output`, `generation`, `answer`."""
+"""Single responses under the names that scripts give them: `completion`, `output`, `generation`, `answer`."""
 
 from __future__ import annotations
 

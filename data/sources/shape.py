@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from data.errors import RowError
-from data.records import Comparison, Prompt, Response, Vote, content_id, make
+from data.records import Comparison, Response, Vote, content_id, make
 
 Fields = Mapping[str, Any]
 Choice = int | str | None
@@ -66,27 +66,27 @@ def rest(fields: Fields, used: frozenset[str]) -> dict[str, Any]:
     if not isinstance(meta, Mapping):
         raise RowError(f"meta: expected an object, got {type(meta).__name__}")
     others = {key: value for key, value in fields.items() if key not in used and key not in {"id", "meta"}}
-    return {**others, **{str(key): value for key, value in meta.items()}}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return {**others, **dict(cast("Mapping[str, Any]", meta))}
 
 
-def text(value: object, name: str) -> str:
-    """A text, also out of a message list's or a message's content."""
+def text(value: Any, name: str) -> str:
+    """A text, also out of a message's content, or a list of one."""
     if isinstance(value, str):
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("content"), str):  # pyright: ignore[reportUnknownMemberType]
-        return value["content"]  # pyright: ignore[reportUnknownVariableType]
-    if isinstance(value, list) and len(value) == 1:  # pyright: ignore[reportUnknownArgumentType]
-        return text(value[0], name)  # pyright: ignore[reportUnknownArgumentType]
+    if isinstance(value, Mapping):
+        return text(cast("Mapping[str, Any]", value).get("content"), name)
+    if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
+        return text(cast("list[Any]", value)[0], name)
     raise RowError(f"{name}: expected a text, got {type(value).__name__}")
 
 
-def conversation(value: object) -> Prompt | list[object]:
+def conversation(value: Any) -> str | list[Any]:
     """A prompt as it stands: a text, or a list of messages that the record will check."""
     if isinstance(value, str):
         return value
-    if isinstance(value, list | tuple) and value:  # pyright: ignore[reportUnknownArgumentType]
-        return list(value)  # pyright: ignore[reportUnknownArgumentType]
-    raise RowError(f"prompt: expected a text or a list of messages, got {'nothing' if not value else type(value).__name__}")
+    if isinstance(value, list | tuple) and value:
+        return list(cast("list[Any]", value))
+    raise RowError(f"prompt: expected a text or a list of messages, got {type(value).__name__ if value else 'nothing'}")
 
 
 def choice(value: object, names: Mapping[str, int], column: str) -> Choice:

@@ -20,16 +20,21 @@ def _read(fields: Fields) -> Comparison:
         raise RowError("summaries: expected a list of two objects with a text each")
     known = cast("Mapping[str, Any]", info)
     sides = cast("list[Any]", summaries)
-    texts = tuple(side.get("text") if isinstance(side, Mapping) else side for side in sides)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    policies = tuple(side.get("policy") if isinstance(side, Mapping) else None for side in sides)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    texts, policies = ([_get(side, name) for side in sides] for name in ("text", "policy"))
     return pair(
-        {"id": None, **fields},
+        fields,
         prompt=_post(known),
         responses=(texts[0], texts[1]),
         models=(policies[0], policies[1]),
         votes=vote(_choice(fields.get("choice")), fields.get("worker")),
         used=_USED,
     )
+
+
+def _get(side: Any, name: str) -> Any:
+    if not isinstance(side, Mapping):
+        raise RowError(f"summaries: expected objects with a text, got {type(side).__name__}")
+    return cast("Mapping[str, Any]", side).get(name)
 
 
 def _post(info: Mapping[str, Any]) -> str:
