@@ -1,4 +1,4 @@
-"""From a file to records: recognise its shape once, then read row by row; a bad row is a Failure that names its place."""
+"""From a file to records: recognise its shape once, then read row by row; a bad row is a Failure that names it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of two responses does the labeler prefer, how surely? Distilled RLAIF's soft labels (Lee et al., section 2.1)."""
+"""Which of two responses does the labeler prefer, how surely? Distilled RLAIF's soft labels (Lee et al., 2.1)."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def log_probabilities(model: Any, hidden: Tensor, wanted: Sequence[tuple[int, in
     if type(head) is not torch.nn.Linear or getattr(model.config, "final_logit_softcapping", None):
         return _capped(model, logits).float().log_softmax(-1)[rows, tokens].tolist()
     normaliser = logits.float().logsumexp(-1)
-    bias: Tensor | None = head.bias
+    bias: Any = head.bias
     exact = (hidden[rows].float() * head.weight[tokens].float()).sum(-1)
     if bias is not None:
         exact = exact + bias[tokens].float()

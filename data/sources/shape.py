@@ -62,9 +62,9 @@ def own_id(fields: Fields) -> str | None:
 
 def rest(fields: Fields, used: frozenset[str]) -> dict[str, Any]:
     """What a row says besides: its `meta`, and every column that no field of the record took."""
-    meta = fields.get("meta") or {}
+    meta: Any = fields.get("meta") or {}
     if not isinstance(meta, Mapping):
-        raise RowError(f"meta: expected an object, got {type(meta).__name__}")
+        raise RowError(f"meta: expected an object, got {_kind(meta)}")
     others = {key: value for key, value in fields.items() if key not in used and key not in {"id", "meta"}}
     return {**others, **dict(cast("Mapping[str, Any]", meta))}
 
@@ -77,7 +77,7 @@ def text(value: Any, name: str) -> str:
         return text(cast("Mapping[str, Any]", value).get("content"), name)
     if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
         return text(cast("list[Any]", value)[0], name)
-    raise RowError(f"{name}: expected a text, got {type(value).__name__}")
+    raise RowError(f"{name}: expected a text, got {_kind(value)}")
 
 
 def conversation(value: Any) -> str | list[Any]:
@@ -86,7 +86,11 @@ def conversation(value: Any) -> str | list[Any]:
         return value
     if isinstance(value, list | tuple) and value:
         return list(cast("list[Any]", value))
-    raise RowError(f"prompt: expected a text or a list of messages, got {type(value).__name__ if value else 'nothing'}")
+    raise RowError(f"prompt: expected a text or a list of messages, got {_kind(value)}")
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__ if value is not None and value != [] else "nothing"
 
 
 def choice(value: object, names: Mapping[str, int], column: str) -> Choice:
