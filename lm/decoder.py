@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lm.attention import PrefixLayer, prefix_layer, tree_attention
+from lm.attention import PrefixLayer, make_plan, prefix_layer, tree_attention
 from lm.rows import Pack, chain
 
 FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -46,7 +46,7 @@ def supports(model: Any) -> bool:
 def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
     """Keys and values of a prefix, for `forward`."""
     layers: list[PrefixLayer] = []
-    pack = Pack(list(tokens), list(range(len(tokens))), chain(0, len(tokens), len(tokens)), {})
+    pack = Pack(list(tokens), list(range(len(tokens))), chain(0, len(tokens), len(tokens)), [], {})
     for stable in (False, True):
         layers.clear()
         _layers(model, pack, prefix=None, keep=layers, wanted=None, stable=stable)
@@ -79,6 +79,7 @@ def _layers(
     positions = torch.tensor([pack.positions], device=device)
     cos, sin = (each.transpose(0, 1) for each in decoder.rotary_emb(hidden, position_ids=positions))
     places = None if wanted is None else torch.tensor(list(wanted), device=device)
+    plan = make_plan(pack, device)
     for index, layer in enumerate(decoder.layers):
         attention = layer.self_attn
         normed = _norm(layer.input_layernorm, hidden)
@@ -93,7 +94,7 @@ def _layers(
             query,
             key,
             value,
-            blocks=pack.blocks,
+            plan=plan,
             prefix=None if prefix is None else prefix.layers[index],
             stable=stable,
         )

@@ -29,11 +29,14 @@ class Block:
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass: `ends[sequence]` is where the last token of that sequence stands."""
+    """One forward pass. `leaves` are segments with nothing after them, seen by themselves alone; `ends[sequence]` is
+    where the last token of that sequence stands.
+    """
 
     tokens: list[int]
     positions: list[int]
     blocks: list[Block]
+    leaves: list[tuple[int, int]]
     ends: dict[Tokens, int]
 
 
@@ -89,7 +92,7 @@ def _size(tree: list[Tokens], depth: int) -> int:
 
 
 def _pack(ordered: list[Tokens], skip: int) -> Pack:
-    pack = Pack([], [], [], {})
+    pack = Pack([], [], [], [], {})
     for tree in _trees(ordered, skip):
         _place(tree, skip, pack)
     return pack
@@ -106,7 +109,10 @@ def _place(tree: list[Tokens], depth: int, pack: Pack) -> None:
     pack.ends.update({each: start + len(each) - depth - 1 for each in tree if len(each) <= shared})
     for branch in _trees([each for each in tree if len(each) > shared], shared):
         _place(branch, shared, pack)
-    pack.blocks.extend(chain(start, end, len(pack.tokens)))
+    if len(pack.tokens) == end and end - start <= CHUNK:
+        pack.leaves.append((start, end))
+    else:
+        pack.blocks.extend(chain(start, end, len(pack.tokens)))
 
 
 def chain(start: int, end: int, last: int) -> list[Block]:

@@ -17,10 +17,7 @@ CHECKS = json.loads((SHARED / "CHECKS.json").read_text())["checks"] if (SHARED /
 
 pytestmark = pytest.mark.skipif(not CHECKS, reason="the shared data is not there")
 
-SUMMARIES = (
-    "prompt=article_text,a=writer_summary,b=text-davinci-002_summary,human={}_writer_better,rater=evaluator_id,"
-    "model_a=writer_id"
-)
+SUMMARIES = "prompt=article_text,a=writer_summary,b=text-davinci-002_summary,human={}_writer_better,rater=evaluator_id"
 LLMBAR = [
     "LLMBar/Natural",
     *(f"LLMBar/Adversarial/{name}" for name in ("GPTInst", "GPTOut", "Manual", "Neighbor")),

@@ -235,8 +235,7 @@ def test_the_length_and_the_parity_of_an_id_do_not_place_chosen():
 
 
 @given(st.text(st.characters(exclude_categories=[])))
-def test_chosen_is_placed_the_same_way_every_time(identity):
-    assert chosen_rejected.place(identity) == chosen_rejected.place(identity)
+def test_any_id_places_chosen(identity):
     assert chosen_rejected.place(identity) in {0, 1}
 
 

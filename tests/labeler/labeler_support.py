@@ -26,7 +26,9 @@ def worth(text: str) -> float:
     return WORTH.get(text, 0.0)
 
 
-def comparison(first: str = "good", second: str = "bad", *, identity: str = "a", prompt: Any = "What now?") -> Comparison:
+def comparison(
+    first: str = "good", second: str = "bad", *, identity: str = "a", prompt: Any = "What now?"
+) -> Comparison:
     return Comparison(id=identity, prompt=prompt, responses=(first, second))
 
 

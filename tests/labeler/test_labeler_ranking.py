@@ -15,7 +15,8 @@ from labeler_support import Scripted
 from data.records import Comparison, Failure, Ranking
 from labeler import ranking
 from labeler.asking import Options
-from labeler.fake import RULES, Rule, always, by
+from labeler.backend import Choose
+from labeler.fake import Rule, always, by, shown
 from labeler.ranking import Ranker, bradley_terry
 from prompts.task import load
 
@@ -149,6 +150,10 @@ def test_strengths_have_mean_0_and_are_finite(p: np.ndarray):
 
 
 def test_certain_wins_get_finite_strengths_in_order():
-    found = rank(lambda request: [0.0, -800.0] if RULES["longer"](request)[0] > -0.7 else [-800.0, 0.0], "xxx", "x", "xx")
+    def rule(request: Choose) -> list[float]:
+        first, second = shown(request)
+        return [0.0, -800.0] if len(first) > len(second) else [-800.0, 0.0]
+
+    found = rank(rule, "xxx", "x", "xx")
     assert found.order == (0, 2, 1)
     assert max(map(abs, found.strengths)) < 20

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from labeler_support import Scripted, always_says, fails, label
 
@@ -73,12 +75,12 @@ def test_the_first_step_asks_for_a_rationale_and_shows_no_ending():
 def test_samples_are_averaged_as_probabilities():
     sure = {" a": 0.9, " b": 0.5, " c": 0.1, " d": 0.99, " e": 0.01, " f": 0.8}
     told = iter(sure)
-    backend = Scripted(
-        tell=lambda request: next(told),
-        rule=lambda request: always_says(
-            *((p, 1 - p) for name, p in sure.items() if f"Rationale:{name}\n" in request.prompt.answer).__next__()
-        )(request),
-    )
+
+    def rule(request: Choose) -> Sequence[float]:
+        rationale = request.prompt.answer.removeprefix("Rationale:").split("\n")[0]
+        return always_says(sure[rationale], 1 - sure[rationale])(request)
+
+    backend = Scripted(tell=lambda request: next(told), rule=rule)
     found = label(backend, cot=True, samples=3)
     assert [order.p_first for order in found.orders] == pytest.approx([0.5, 0.6])
     assert found.p == pytest.approx(0.5 + (0.5 - 0.6) / 2)

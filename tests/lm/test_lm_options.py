@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+
+from lm import decoder, plain
+from lm.head import log_probabilities
+from lm.options import Options
+
+SPLIT = tuple(((each,),) for each in range(1, 10)) + (((1, 0),),)
+WHOLE = tuple(((each,),) for each in range(1, 11))
+VARIANTS = (((1,), (5, 1)), ((2,), (5, 2)))
+
+
+def sequences(seed, count, *, shared=40, text=30, tail=12):
+    """Prompts as the labeler makes them: all begin alike, pairs share a text, tails differ."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(length):
+        return tuple(torch.randint(12, 211, (length,), generator=generator).tolist())
+
+    prefix = draw(shared)
+    made = []
+    for _ in range(count):
+        middle = draw(text + int(torch.randint(0, 9, (1,), generator=generator)))
+        made += [prefix + middle + draw(tail), prefix + middle + draw(tail + 3)]
+    return made
+
+
+def plainly(model, prompt):
+    """The distribution after a prompt, by the model's own forward, alone in its batch."""
+    with torch.no_grad():
+        return model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+
+
+def brute(model, prompt, tokens):
+    return sum(float(plainly(model, prompt + tokens[:at])[token]) for at, token in enumerate(tokens))
+
+
+def test_shared_rows_equal_plain_passes_on_a_random_llama(tiny_llama):
+    prompts = sequences(0, 5)
+    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),), ((4,),))) for prompt in prompts])
+    for prompt, values in zip(prompts, found, strict=True):
+        assert values == pytest.approx([brute(tiny_llama, prompt, (3,)), brute(tiny_llama, prompt, (4,))], abs=1e-5)
+
+
+def test_long_segments_equal_plain_passes(tiny_llama):
+    prompts = sequences(1, 2, shared=600, text=400, tail=300)
+    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    for prompt, (value,) in zip(prompts, found, strict=True):
+        assert value == pytest.approx(brute(tiny_llama, prompt, (3,)), abs=1e-5)
+
+
+def test_the_kept_prefix_serves_later_batches_and_shrinks_when_it_must(tiny_llama):
+    options = Options(tiny_llama)
+    for prompts in (sequences(2, 1), sequences(2, 4), sequences(3, 2), sequences(2, 1)):
+        found = options.log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+        for prompt, (value,) in zip(prompts, found, strict=True):
+            assert value == pytest.approx(brute(tiny_llama, prompt, (3,)), abs=1e-5)
+
+
+def test_prompts_with_nothing_in_common(tiny_llama):
+    prompts = [(20, 21, 22), (30, 31), (40,)]
+    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    assert [each for (each,) in found] == pytest.approx([brute(tiny_llama, p, (3,)) for p in prompts], abs=1e-5)
+
+
+@pytest.mark.parametrize("scale", [SPLIT, WHOLE], ids=["10 is two tokens", "10 is one token"])
+def test_ten_scores_equal_brute_force_over_complete_strings(tiny_llama, scale):
+    (prompt,) = sequences(4, 1)[:1]
+    (values,) = Options(tiny_llama).log_probabilities([(prompt, scale)])
+    expected = [brute(tiny_llama, prompt, option[0]) for option in scale]
+    if scale is SPLIT:
+        goes_on = math.exp(brute(tiny_llama, (*prompt, 1), (0,)))
+        expected[0] += math.log1p(-goes_on)
+    assert values == pytest.approx(expected, abs=1e-5)
+    assert math.fsum(map(math.exp, values)) <= 1
+
+
+def test_variants_of_a_label_add_up(tiny_llama):
+    (prompt,) = sequences(5, 1)[:1]
+    (values,) = Options(tiny_llama).log_probabilities([(prompt, VARIANTS)])
+    expected = [
+        math.log(sum(math.exp(brute(tiny_llama, prompt, tokens)) for tokens in option)) for option in VARIANTS
+    ]
+    assert values == pytest.approx(expected, abs=1e-5)
+
+
+def test_other_architectures_go_through_their_own_forward():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
+    assert not decoder.supports(model)
+    prompts = sequences(6, 2, shared=10, text=5, tail=4)
+    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Mistral"])
+def test_the_llama_family_equals_its_own_forward(family):
+    import transformers
+
+    sizes = {"vocab_size": 211, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512}
+    extra = {"sliding_window": None} if family == "Mistral" else {}
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**sizes, **heads, **extra)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    assert decoder.supports(model)
+    prompts = sequences(7, 2)
+    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
+
+
+def test_sliding_windows_are_left_to_the_model():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, sliding_window=8)
+    assert not decoder.supports(MistralForCausalLM(config))
+
+
+def test_scores_too_large_for_exp_are_computed_again_with_a_maximum(tiny_llama):
+    import copy
+
+    loud = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        for layer in loud.model.layers:
+            layer.self_attn.q_proj.weight.mul_(20)
+            layer.self_attn.k_proj.weight.mul_(20)
+    prompts = sequences(8, 2)
+    found = Options(loud).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    assert [v for (v,) in found] == pytest.approx([brute(loud, p, (3,)) for p in prompts], abs=1e-4)
+
+
+def test_nan_weights_come_back_as_nan(tiny_llama):
+    import copy
+
+    broken = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
+    (values,) = Options(broken).log_probabilities([(sequences(9, 1)[0], (((3,),), ((4,),)))])
+    assert all(math.isnan(value) for value in values)
+
+
+def test_padding_does_not_change_a_plain_pass(tiny_llama):
+    prompts = sequences(10, 2)
+    together = plain.hidden_states(tiny_llama, prompts)
+    values = log_probabilities(tiny_llama, together, [(at, 3) for at in range(len(prompts))])
+    assert values == pytest.approx([brute(tiny_llama, prompt, (3,)) for prompt in prompts], abs=1e-5)
+
+
+def test_bf16_labels_are_not_rounded_to_ties(tiny_llama):
+    import copy
+
+    coarse = copy.deepcopy(tiny_llama).to(torch.bfloat16)
+    found = Options(coarse).log_probabilities([(prompt, (((3,),), ((4,),))) for prompt in sequences(11, 20)])
+    assert sum(one == two for one, two in found) == 0

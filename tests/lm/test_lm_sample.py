@@ -1,0 +1,46 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from lm.sample import Draw, write
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    words = {f"w{at} ": at for at in range(211)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0 ")))
+
+
+def draw(prompt, seed=0, *, temperature=0.0, max_tokens=12, stop=()):
+    return Draw(tuple(prompt), max_tokens, temperature, 20, seed, stop)
+
+
+def test_greedy_text_equals_the_models_own_generation(tiny_llama, tokenizer):
+    prompts = [(20, 30, 40), (21, 31, 41, 51, 61, 71)]
+    written = write(tiny_llama, tokenizer, [draw(prompt) for prompt in prompts], batch=2)
+    for prompt, found in zip(prompts, written, strict=True):
+        ids = torch.tensor([prompt])
+        own = tiny_llama.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0
+        )
+        assert found.text == tokenizer.decode(own[0, len(prompt) :].tolist(), skip_special_tokens=True)
+
+
+def test_a_rows_sample_does_not_depend_on_its_batch(tiny_llama, tokenizer):
+    draws = [draw((20 + at, 30, 40), seed=at, temperature=1.0) for at in range(5)]
+    alone = [write(tiny_llama, tokenizer, [each], batch=1)[0] for each in draws]
+    assert write(tiny_llama, tokenizer, draws, batch=5) == alone
+
+
+def test_seeds_give_different_samples_of_one_prompt(tiny_llama, tokenizer):
+    draws = [draw((20, 30, 40), seed=at, temperature=1.5) for at in range(4)]
+    assert len({each.text for each in write(tiny_llama, tokenizer, draws, batch=4)}) > 1
+
+
+def test_text_ends_before_its_stop_string(tiny_llama, tokenizer):
+    whole = write(tiny_llama, tokenizer, [draw((20, 30, 40))], batch=1)[0].text
+    stop = whole.split()[3]
+    (cut,) = write(tiny_llama, tokenizer, [draw((20, 30, 40), stop=(stop,))], batch=1)
+    assert cut.text == whole[: whole.index(stop)]
+    assert cut.tokens < 12
