@@ -2,8 +2,9 @@
 
     python benchmarks/labeling.py [--json] [--without-vllm]
 
-The same 32 comparisons for all: a preamble with exemplars of 700 words, texts of 200, responses of 35, both orders, SmolLM2
-in bf16. Each side answers all of them, in turn, in one run. vLLM lives in a venv of its own (.bench/vllm), made here.
+The same 32 comparisons for all: a preamble with exemplars of 700 words, texts of 200, responses of 35, both orders,
+SmolLM2 in bf16. Each side answers all of them, in turn, in one run. vLLM lives in a venv of its own (.bench/vllm), made
+here.
 """
 
 from __future__ import annotations
@@ -135,7 +136,9 @@ def vllm(folder: Path, warm: list[list[int]], prompts: list[list[int]]) -> list[
     script.write_text(VLLM, encoding="utf-8")
     job.write_text(json.dumps([str(folder), warm, prompts, ROUNDS]), encoding="utf-8")
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([str(python), str(script), str(job)], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(python), str(script), str(job)], env=environment, capture_output=True, text=True, check=False
+    )
     line = next((line for line in done.stdout.splitlines() if line.startswith("SECONDS ")), None)
     if line is None:
         raise SystemExit(f"vLLM did not finish:\n{done.stderr[-3000:]}")

@@ -9,6 +9,7 @@ from typing import Any
 from data.errors import FileError
 from data.reading import Reading, open_comparisons, open_responses
 from data.records import Comparison, Failure, Rating, Vote
+from data.sources import columns
 
 EXAMPLES = 5
 
@@ -68,7 +69,7 @@ def check(source: str, named: str | None = None) -> Report:
     for row in reading.rows:
         report.rows += 1
         if isinstance(row, Failure):
-            report.unusable[_reason(row.message)] += 1
+            report.unusable[row.message.removeprefix(f"{row.id}: ")[:200]] += 1
             if len(report.examples) < EXAMPLES:
                 report.examples.append(row.message)
             continue
@@ -83,6 +84,8 @@ def check(source: str, named: str | None = None) -> Report:
 
 
 def _open(source: str, named: str | None) -> tuple[Reading, str]:
+    if named is not None and "response" in columns.parse(named):
+        return open_responses(source, named), "responses"
     try:
         return open_comparisons(source, named), "comparisons"
     except FileError as error:
@@ -92,8 +95,3 @@ def _open(source: str, named: str | None) -> tuple[Reading, str]:
             return open_responses(source, named), "responses"
         except FileError:
             raise error from None
-
-
-def _reason(message: str) -> str:
-    """A message without its place."""
-    return message.split(": ", 1)[-1]

@@ -69,7 +69,7 @@ class Rating(Record):
 
     rater: str = "human"
     harmful: bool | None = None
-    score: float | None = None
+    score: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Rating:
@@ -192,8 +192,11 @@ def fingerprint(value: object, length: int = 16) -> str:
 
 
 def content_id(prompt: object, responses: Sequence[str]) -> str:
-    """The id of a row that brings none: the same texts get the same id in every file."""
-    return fingerprint([prompt, list(responses)])
+    """The id of a row that brings none: the same texts get the same id in every file. Raises RowError."""
+    try:
+        return fingerprint([prompt, list(responses)])
+    except TypeError as error:
+        raise RowError(f"prompt: expected texts; {error}") from None
 
 
 R = TypeVar("R", bound=Record)
@@ -211,8 +214,13 @@ def make(kind: type[R], fields: Mapping[str, Any]) -> R:
 
 
 def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"] if part not in {"str", "tuple[Message, ...]"})
+    # A union reports each of its branches: a conversation's own error says more than that it is no text.
+    problem = next((each for each in error.errors() if "tuple[Message, ...]" in each["loc"][1:2]), error.errors()[0])
+    if problem["input"] == [] or isinstance(problem["input"], str | int):
+        problem = error.errors()[0] if len(problem["loc"]) <= _UNION else problem
+    place = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
+    if place.endswith(".choice") and problem["type"] != "missing":
+        return f"{place}: expected a 0-based index or 'tie', got {_short(problem['input'])}"
     message, given = problem["msg"].removeprefix("Value error, "), problem["input"]
     if problem["type"] in {"too_short", "too_long"} and place == "responses":
         message = (
@@ -223,6 +231,14 @@ def _first(error: ValidationError) -> str:
     elif not isinstance(given, Mapping | BaseModel):
         message = f"{message[0].lower()}{message[1:]}, got {_short(given)}"
     return f"{place}: {message}" if place else message
+
+
+_UNION = 2
+"""Parts of a place that name a union's branch and nothing inside of it."""
+
+
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and (part in {"str", "constrained-int"} or part.startswith(("tuple[", "literal[")))
 
 
 def _short(value: object, limit: int = 60) -> str:

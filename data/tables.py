@@ -9,14 +9,18 @@ import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from data.errors import FileError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 Fields = Mapping[str, Any]
 T = TypeVar("T")
@@ -46,13 +50,17 @@ def read(source: str) -> Iterator[Numbered]:
     Raises FileError when the whole cannot be read; a single bad line comes as a `BadRow`.
     """
     if source.startswith("hf:"):
-        return _hub(source)
+        return _refuse_nothing(source, _hub(source))
     path = Path(source)
-    if not path.exists():
-        raise FileError(f"{source}: no such file")
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise FileError(f"{source}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise FileError(f"{source[:200]}: cannot be read: {_one_line(error)[:100]}") from None
     if path.is_dir():
         raise FileError(f"{source}: is a folder; expected a file ({FORMATS})")
-    if path.stat().st_size == 0:
+    if size == 0:
         raise FileError(f"{source}: the file is empty")
     return _refuse_nothing(source, _reader(path))
 
@@ -84,7 +92,7 @@ def _opened(path: Path) -> Generator[IO[bytes]]:
     try:
         with gzip.open(path) if zipped else path.open("rb") as file:
             yield cast("IO[bytes]", file)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise FileError(f"{path}: cannot be read: {error}") from error
 
 
@@ -97,14 +105,18 @@ def _jsonl(path: Path) -> Iterator[Numbered]:
 
 def _parse(line: bytes) -> Fields | BadRow:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = json.loads(line.decode("utf-8-sig").rstrip("\r\n"))
     except UnicodeDecodeError as error:
         return BadRow(f"not UTF-8: {error.reason} at byte {error.start + 1}")
     except json.JSONDecodeError as error:
         return BadRow(f"broken JSON: {error.msg} at character {error.colno}")
-    except RecursionError:
-        return BadRow("broken JSON: nested too deeply")
+    except (RecursionError, ValueError) as error:
+        return BadRow(f"broken JSON: {_unparsable(error)}")
     return _object(value)
+
+
+def _unparsable(error: RecursionError | ValueError) -> str:
+    return "nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def _object(value: object) -> Fields | BadRow:
@@ -124,8 +136,8 @@ def _json_array(path: Path) -> Iterator[Numbered]:
                 f"{path}:{error.lineno}: broken JSON: {error.msg} at character {error.colno}; "
                 "one object a line belongs in a .jsonl file"
             ) from None
-        except RecursionError:
-            raise FileError(f"{path}: broken JSON: nested too deeply") from None
+        except (RecursionError, ValueError) as error:
+            raise FileError(f"{path}: broken JSON: {_unparsable(error)}") from None
     if not isinstance(values, list):
         raise FileError(f"{path}: expected a JSON array of objects, got {type(values).__name__}")
     for number, value in enumerate(cast("list[object]", values), start=1):
@@ -136,7 +148,7 @@ def _frames(path: Path, kind: str) -> Iterator[Numbered]:
     import polars as pl
 
     try:
-        frame = pl.scan_parquet(path) if kind == "parquet" else pl.scan_csv(path, infer_schema=False)
+        frame = _scan(path, kind)
         number = 0
         for batch in frame.collect_batches(chunk_size=CHUNK, maintain_order=True):
             for row in batch.iter_rows(named=True):
@@ -144,6 +156,15 @@ def _frames(path: Path, kind: str) -> Iterator[Numbered]:
                 yield Numbered(number, row)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FileError(f"{path}: cannot be read as {kind}: {_one_line(error)}") from error
+
+
+def _scan(path: Path, kind: str) -> pl.LazyFrame:
+    """`glob=False`: a name with brackets or a star is that file, never its neighbours."""
+    import polars as pl
+
+    if kind == "parquet":
+        return pl.scan_parquet(path, glob=False)
+    return pl.scan_csv(path, infer_schema=False, glob=False)
 
 
 def _hub(source: str) -> Iterator[Numbered]:
@@ -178,7 +199,7 @@ def write(path: str | Path, rows: Iterable[Fields], schema: Mapping[str, Any] | 
     try:
         with _replacing(path) as temporary:
             if path.name.lower().endswith(".parquet"):
-                return _write_parquet(temporary, rows, schema)
+                return _write_parquet(temporary, path, rows, schema)
             return _write_jsonl(temporary, rows, zipped=path.suffix.lower() == ".gz")
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
@@ -223,32 +244,70 @@ def _write_jsonl(path: Path, rows: Iterable[Fields], *, zipped: bool) -> int:
     count = 0
     with gzip.open(path, "wt", encoding="utf-8") if zipped else path.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(_line(row) + "\n")
             count += 1
     return count
 
 
-def _write_parquet(path: Path, rows: Iterable[Fields], schema: Mapping[str, Any] | None) -> int:
+def _line(row: Fields) -> str:
+    """One row as JSON. A lone surrogate, which JSON can escape but UTF-8 cannot hold, stays escaped."""
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(row)
+    return text
+
+
+def _encodable(value: Any) -> Any:
+    """A value whose texts Parquet can hold: a lone surrogate becomes the replacement character."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(value, Mapping):
+        return {name: _encodable(each) for name, each in cast("Fields", value).items()}
+    if isinstance(value, list | tuple):
+        return [_encodable(each) for each in cast("list[Any]", value)]
+    return value
+
+
+def _write_parquet(path: Path, target: Path, rows: Iterable[Fields], schema: Mapping[str, Any] | None) -> int:
     """Through polars' streaming sink, so that memory holds a few pieces and never the table."""
     import polars as pl
     from polars.io.plugins import register_io_source
 
-    iterator = iter(rows)
+    iterator = map(_encodable, rows)
     first = list(islice(iterator, CHUNK))
     types = pl.Schema(schema) if schema else pl.DataFrame(first, infer_schema_length=None, strict=False).schema
     count = 0
+    changed: list[str] = []
 
     def frames(_columns: object, _predicate: object, _rows: object, _size: object) -> Iterator[pl.DataFrame]:
         nonlocal count
         for piece in chain([first], batched(iterator, CHUNK)):
             count += len(piece)
+            if schema is None and piece is not first and (change := _change(piece, types)):
+                changed.append(change)
+                raise ValueError(change)
             yield pl.DataFrame(piece, schema=types, strict=False)
 
     try:
         register_io_source(frames, schema=types).sink_parquet(path)
-    except pl.exceptions.PolarsError as error:
-        raise FileError(f"{path}: cannot be written: {_one_line(error)}") from error
+    except (pl.exceptions.PolarsError, ValueError) as error:
+        why = changed[0] if changed else _one_line(error).replace(str(path), str(target))
+        raise FileError(f"{target}: cannot be written: {why}") from error
     return count
+
+
+def _change(piece: Sequence[Fields], types: pl.Schema) -> str | None:
+    """What later rows have that the columns of the first ones cannot hold: polars would drop or cut it in silence."""
+    import polars as pl
+
+    for name, kind in pl.DataFrame(piece, infer_schema_length=None, strict=False).schema.items():
+        if name not in types:
+            return f"a later row has a column {name!r} that the first {CHUNK} have not; write .jsonl"
+        if kind not in {pl.Null(), types[name]}:
+            return f"column {name!r} changes from {types[name]} to {kind} after {CHUNK} rows; write .jsonl"
+    return None
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[Sequence[T]]:
@@ -268,7 +327,7 @@ def count(source: str) -> int | None:
         import polars as pl
 
         try:
-            return int(pl.scan_parquet(path).select(pl.len()).collect().item())
+            return int(_scan(path, "parquet").select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError):
             return None
     if name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):

@@ -136,7 +136,7 @@ def transcript(prompt: records.Prompt) -> str:
 
 def cut(prompt: Prompt, keep: int, side: Literal["start", "end"]) -> Prompt:
     """Keep `keep` characters of the context, at the side that the task says is not cut; nothing else changes."""
-    kept = prompt.context[:keep] if side == "end" else prompt.context[len(prompt.context) - keep :]
+    kept = prompt.context[:keep] if side == "end" else prompt.context[max(0, len(prompt.context) - keep) :]
     return replace(prompt, context=kept)
 
 

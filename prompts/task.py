@@ -139,7 +139,10 @@ def load(name: str) -> Task:
         if preamble not in pairwise.preambles:
             raise TaskError(f"{name}: no preamble {preamble!r}; there are {', '.join(pairwise.preambles)}")
         pairwise = pairwise.model_copy(update={"preamble": preamble})
-    return Task(name, file.about, file.cut, pairwise, file.score, fingerprint([file.model_dump(mode="json"), preamble]))
+    elif preamble is not None:
+        raise TaskError(f"{name}: no preamble {preamble!r}; the task only scores")
+    asked = file.model_copy(update={"pairwise": pairwise})
+    return Task(name, file.about, file.cut, pairwise, file.score, fingerprint(asked))
 
 
 def names() -> list[str]:
@@ -168,6 +171,10 @@ def _checked(text: str, *, needed: set[str], allowed: set[str] | None = None) ->
         used = meta.find_undeclared_variables(ENVIRONMENT.parse(text))
     except TemplateError as error:
         raise ValueError(f"not a valid template: {error}") from None
+    try:
+        ENVIRONMENT.from_string(text).render(dict.fromkeys(used, "text"))
+    except Exception as error:  # whatever a template's own code raises when it runs
+        raise ValueError(f"cannot be rendered: {error}") from None
     if strange := used - needed - (allowed or set()):
         raise ValueError(f"unknown variables {sorted(strange)}; this text has {sorted(needed | (allowed or set()))}")
     if missing := needed - used:

@@ -35,7 +35,7 @@ def _read(fields: Fields) -> Comparison:
 
 
 def _votes(fields: Fields) -> tuple[Vote, ...]:
-    if fields.get("annotators") is not None:
+    if fields.get("annotators"):
         return _several(fields["annotators"])
     for column in ("label", "preference"):
         if fields.get(column) is not None:
@@ -67,7 +67,7 @@ def _verdict(value: object, column: str) -> Choice:
     if isinstance(value, str) and value.strip().lower() == "tie":
         return "tie"
     try:
-        number = float(cast("Any", value))
+        number = float("nan") if isinstance(value, bool) else float(cast("Any", value))
     except (TypeError, ValueError):
         number = float("nan")
     if not 1 <= number <= 2:

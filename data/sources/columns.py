@@ -38,7 +38,7 @@ def comparisons(columns: Mapping[str, str]) -> Shape:
         values = {name: fields.get(column) for name, column in columns.items()}
         verdict: Choice = choice(values.get("human"), names, columns.get("human", "human"))
         return pair(
-            {**fields, "id": values.get("id")},
+            {**fields, "id": values["id"]} if "id" in values else fields,
             prompt=values["prompt"],
             responses=(values["a"], values["b"]),
             models=(values.get("model_a"), values.get("model_b")),
@@ -60,7 +60,7 @@ def responses(columns: Mapping[str, str]) -> Shape:
         if values["prompt"] is None:
             raise RowError(f"{columns['prompt']}: expected a prompt, found none")
         prompt, reply = conversation(values["prompt"]), text(values["response"], columns["response"])
-        identity = own_id({"id": values.get("id")}) or content_id(prompt, [reply])
+        identity = own_id({"id": values.get("id", fields.get("id"))}) or content_id(prompt, [reply])
         meta = rest(fields, frozenset(columns.values()))
         return make(
             Response, {"id": identity, "prompt": prompt, "response": reply, "model": values.get("model"), "meta": meta}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, cast
+
 from data.errors import RowError
 from data.records import Comparison, Response, content_id, make
 from data.sources.shape import Fields, Shape, conversation, has, own_id, rest
@@ -22,10 +25,19 @@ def _comparison(fields: Fields) -> Comparison:
             "prompt": prompt,
             "responses": texts,
             "models": fields.get("models"),
-            "votes": fields.get("votes") or (),
+            "votes": [_vote(vote) for vote in fields.get("votes") or ()],
             "meta": rest(fields, _COMPARISON),
         },
     )
+
+
+def _vote(vote: Any) -> Any:
+    """A column of Parquet has one type, so there a choice next to a "tie" is the text of its index."""
+    if isinstance(vote, Mapping):
+        fields = dict(cast("Mapping[str, Any]", vote))
+        if isinstance(fields.get("choice"), str) and fields["choice"].isdecimal():
+            return {**fields, "choice": int(fields["choice"])}
+    return cast("Any", vote)
 
 
 def _response(fields: Fields) -> Response:

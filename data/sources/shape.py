@@ -112,5 +112,5 @@ def vote(decision: Choice, rater: object = None, strength: object = None) -> tup
     """The votes of a file with one vote a row: none where nobody voted."""
     if decision is None:
         return ()
-    fields: dict[str, object] = {"rater": "human" if rater in {None, ""} else str(rater), "choice": decision}
+    fields: dict[str, object] = {"rater": "human" if rater is None or rater == "" else str(rater), "choice": decision}
     return (make(Vote, {**fields, "strength": strength}),)

@@ -7,7 +7,7 @@ from lm import decoder, plain
 from lm.head import log_probabilities
 from lm.options import Options
 
-SPLIT = tuple(((each,),) for each in range(1, 10)) + (((1, 0),),)
+SPLIT = (*tuple(((each,),) for each in range(1, 10)), ((1, 0),))
 WHOLE = tuple(((each,),) for each in range(1, 11))
 VARIANTS = (((1,), (5, 1)), ((2,), (5, 2)))
 
@@ -80,9 +80,7 @@ def test_ten_scores_equal_brute_force_over_complete_strings(tiny_llama, scale):
 def test_variants_of_a_label_add_up(tiny_llama):
     (prompt,) = sequences(5, 1)[:1]
     (values,) = Options(tiny_llama).log_probabilities([(prompt, VARIANTS)])
-    expected = [
-        math.log(sum(math.exp(brute(tiny_llama, prompt, tokens)) for tokens in option)) for option in VARIANTS
-    ]
+    expected = [math.log(sum(math.exp(brute(tiny_llama, prompt, tokens)) for tokens in option)) for option in VARIANTS]
     assert values == pytest.approx(expected, abs=1e-5)
 
 
@@ -116,7 +114,7 @@ def test_the_llama_family_equals_its_own_forward(family):
 def test_sliding_windows_are_left_to_the_model():
     from transformers import MistralConfig, MistralForCausalLM
 
-    config = MistralConfig(vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, sliding_window=8)
+    config = MistralConfig(vocab_size=50, hidden_size=64, intermediate_size=16, num_hidden_layers=1, sliding_window=8)
     assert not decoder.supports(MistralForCausalLM(config))
 
 
