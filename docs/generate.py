@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ["COLUMNS"] = "100"
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import rlaif  # noqa: E402
+import rlaif
 
 PAGE = Path(__file__).parent / "commands.md"
 COMMANDS = (
