@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -217,13 +218,15 @@ def export(
     from data.reading import comparisons as read
     from labeler import export as exporting
 
-    tables.check_writable(out)
+    tables.check_writable(out, comparisons, labels)
     counts = exporting.Counts()
-    tables.write(out, exporting.rows(read(comparisons, columns), read_labels(labels), to, counts))
+    rows = exporting.rows(read(comparisons, columns), read_labels(labels), to, counts)
+    first = next(rows, None)
+    if first is None:
+        raise RlaifError(f"{out}: no comparison has a label that decides; were the labels made from this file?")
+    tables.write(out, chain([first], rows))
     left = f"{counts.ties} exact ties left out; {counts.unlabelled} comparisons had no label"
     _say(f"{counts.written} rows in {out}; {left}")
-    if counts.written == 0:
-        raise RlaifError(f"{out}: no comparison has a label that decides; were the labels made from this file?")
     return OK
 
 
@@ -350,7 +353,7 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     print(f"{'':<16} {'agrees with the known choice':<34} same position in both orders")
     for name in chosen:
         source, out = str(SAMPLE_FOLDER / f"{name}.jsonl"), folder / f"{name}.parquet"
-        done = execute(Labeler, Label, read(source), Job(name, model, out, Options(), _cache()), 16)
+        done = execute(Labeler, Label, read(source), Job(source, name, model, out, Options(), _cache()), 16)
         known, found = merged_votes(read(source)), list(read_labels(str(out)))
         labels, human = labels + found, {**human, **known}
         answered, seconds = answered + done.outcome.answered, seconds + done.seconds
@@ -380,6 +383,7 @@ def _job(
     from labeler.commands import Job, execute
 
     job = Job(
+        source=source,
         task=task,
         model=model,
         out=out,

@@ -129,7 +129,7 @@ class Score(Record):
     id: str
     score: Annotated[float, Field(ge=1, le=10)]
     reward: Annotated[float, Field(ge=-1, le=1)]
-    distribution: tuple[Probability, ...]
+    distribution: Annotated[tuple[Probability, ...], Field(min_length=10, max_length=10)]
     mass: Probability
     rationale: str | None = None
     model: str

@@ -205,9 +205,11 @@ def write(path: str | Path, rows: Iterable[Fields], schema: Mapping[str, Any] | 
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
-def check_writable(path: str | Path) -> None:
-    """Raise FileError now, rather than after hours of work, if `path` has no usable format or folder."""
+def check_writable(path: str | Path, *sources: str) -> None:
+    """Raise FileError now, rather than after hours of work, if `path` cannot be written or is one of the sources."""
     path = Path(path)
+    if path.exists() and any(Path(source).exists() and path.samefile(source) for source in sources):
+        raise FileError(f"{path}: is read by this command; choose another name to write to")
     if not path.name.lower().endswith((".parquet", ".jsonl", ".jsonl.gz")):
         raise FileError(f"{path}: expected a name that ends in .parquet, .jsonl or .jsonl.gz")
     if path.is_dir():

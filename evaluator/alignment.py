@@ -82,7 +82,7 @@ def evaluate(
         alignment=mean_interval(right),
         same_position=_share(label.same_position for label, _ in joined),
         first_position=_share(_first(label) for label, _ in joined if label.same_position),
-        kappa=table_interval(confusion(_sides([label.p for label, _, _ in judged]), _array(judged), 3), cohen_kappa),
+        kappa=table_interval(confusion(_sides(p), best, 3), cohen_kappa),
         brier=brier(p, 1 - best),
         ece=expected_calibration_error(p, 1 - best),
         prefers_longer=mean_interval(_right(np.array([_longer(row) for _, row, _ in decided]), best)),
@@ -109,12 +109,8 @@ def _right(p: Array, best: Array) -> Array:
     return np.where(p == 0.5, 0.5, ((p < 0.5) == (best == 1)).astype(np.float64))
 
 
-def _sides(p: Sequence[float]) -> Array:
-    return np.array([TIE if each == 0.5 else float(each < 0.5) for each in p])
-
-
-def _array(judged: Sequence[tuple[Label, Comparison, int]]) -> Array:
-    return np.array([float(side) for _, _, side in judged])
+def _sides(p: Array) -> Array:
+    return np.where(p == 0.5, TIE, (p < 0.5).astype(np.float64))
 
 
 def _share(values: Iterable[bool | None]) -> Interval | None:
@@ -146,8 +142,9 @@ def _agreements(label: Label, votes: Sequence[Vote]) -> list[float]:
 def _raters(judged: Sequence[tuple[Label, Comparison, int]]) -> dict[str, Interval]:
     by_rater: dict[str, list[float]] = defaultdict(list)
     for label, row, _ in judged:
-        for vote in row.votes:
-            by_rater[vote.rater] += _agreements(label, [vote])
+        for rater in dict.fromkeys(vote.rater for vote in row.votes):
+            if each := _agreements(label, [vote for vote in row.votes if vote.rater == rater]):
+                by_rater[rater].append(sum(each) / len(each))
     return {rater: mean_interval(np.array(each)) for rater, each in sorted(by_rater.items()) if each}
 
 

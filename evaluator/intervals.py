@@ -85,7 +85,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
     middle = share + z * z / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     below = 1 + z * z / count
-    return max(0.0, (middle - reach) / below), min(1.0, (middle + reach) / below)
+    return max(0.0, min(share, (middle - reach) / below)), min(1.0, max(share, (middle + reach) / below))
 
 
 def _pieces(count: int) -> list[int]:

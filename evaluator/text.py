@@ -52,7 +52,7 @@ def verdict(result: Alignment) -> list[str]:
     found: list[str] = []
     aligned = result.alignment
     if aligned.low <= COIN <= aligned.high:
-        found.append("It agrees with people no better than a coin can: the interval holds 50 %.")
+        found.append("It is not shown to agree with people more often than a coin would: the interval holds 50 %.")
     elif aligned.high < COIN:
         found.append(
             "It disagrees with people more often than a coin would: is the question, or the data, turned round?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
@@ -37,8 +38,12 @@ class Options:
             raise RlaifError(
                 "--samples needs --cot: it averages over rationales, and without them all samples are equal"
             )
-        if self.clamp is not None and not 0 <= self.clamp[0] <= 0.5 <= self.clamp[1] <= 1:
-            raise RlaifError("--clamp expects LOW,HIGH with 0 <= LOW <= 0.5 <= HIGH <= 1, for example 0.4,0.6")
+        if self.clamp is not None and not 0 <= self.clamp[0] < 0.5 < self.clamp[1] <= 1:
+            raise RlaifError("--clamp expects LOW,HIGH with 0 <= LOW < 0.5 < HIGH <= 1, for example 0.4,0.6")
+        if self.temperature is not None and not 0 <= self.temperature < math.inf:
+            raise RlaifError(f"--temperature {self.temperature}: expected 0 or more")
+        if not self.cot and (self.clamp is not None or self.temperature is not None):
+            raise RlaifError("--clamp and --temperature are about rationales: they need --cot")
 
     @property
     def heat(self) -> float:
@@ -116,27 +121,34 @@ async def ask(
         found = await backend.likelihoods([Choose(prompt, choices) for prompt in prompts])
         return [
             answer if isinstance(answer, Failed) else Asked((answer.values,), (), answer.usage, answer.method)
-            for answer in found
+            for answer in _complete(found, choices)
         ]
     written = await backend.texts(
         [_rationale(prompt, options, ending, number) for prompt in prompts for number in range(options.samples)]
     )
     reasons = [each if isinstance(each, Failed) else answers.rationale(each.text, ending) for each in written]
-    chosen = iter(
-        await backend.likelihoods(
-            [
-                Choose(prompts[at // options.samples].continued(reason, ending), choices)
-                for at, reason in enumerate(reasons)
-                if not isinstance(reason, Failed)
-            ]
-        )
-    )
+    second = [
+        Choose(prompts[at // options.samples].continued(reason, ending), choices)
+        for at, reason in enumerate(reasons)
+        if not isinstance(reason, Failed)
+    ]
+    chosen = iter(_complete(await backend.likelihoods(second), choices))
     judged = [reason if isinstance(reason, Failed) else next(chosen) for reason in reasons]
     return [
         _together(
             written[at : at + options.samples], reasons[at : at + options.samples], judged[at : at + options.samples]
         )
         for at in range(0, len(written), options.samples)
+    ]
+
+
+def _complete(found: Sequence[Likelihoods | Failed], choices: tuple[str, ...]) -> list[Likelihoods | Failed]:
+    """Answers with a value for each choice; any other is a failure, not a distribution over fewer."""
+    return [
+        Failed("bad_answer", f"the backend gave {len(each.values)} likelihoods for {len(choices)} options")
+        if isinstance(each, Likelihoods) and len(each.values) != len(choices)
+        else each
+        for each in found
     ]
 
 

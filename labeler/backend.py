@@ -113,7 +113,7 @@ class Backend(Protocol):
 def request_key(identity: str, request: Choose | Write) -> str:
     """The same for the same question to the same model, in every process."""
     prompt = request.prompt
-    parts = [prompt.system, prompt.before, prompt.context, prompt.after, prompt.answer]
+    parts = [prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer]
     if isinstance(request, Choose):
         return fingerprint([identity, parts, request.options], 32)
     rest = [request.max_tokens, request.temperature, request.top_k, request.seed, request.stop]

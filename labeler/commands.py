@@ -7,13 +7,14 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from tqdm import tqdm
 
 from data import tables
+from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
 from labeler.asking import Options
 from labeler.backend import Backend
@@ -39,6 +40,7 @@ Compile: TypeAlias = Callable[[Task, Backend, Options], Compiled]
 class Job:
     """What is asked of which model, and where the answers go."""
 
+    source: str
     task: str
     model: str
     out: Path
@@ -102,9 +104,12 @@ def execute(
     total: int | None,
 ) -> Finished:
     """Run a job to its end. Raises RlaifError; KeyboardInterrupt after everything answered is safe in the journal."""
-    tables.check_writable(job.out)
+    tables.check_writable(job.out, job.source)
+    if job.limit is not None and job.limit < 1:
+        raise RlaifError(f"--limit {job.limit}: expected at least 1")
     task = load(job.task)
     compile_task(task, _Unopened(), job.options)
+    rows = _started(rows)
     backend = open_backend(job.model, cache=job.cache, dtype=job.dtype, device=job.device)
     meter = Meter()
     metered = Metered(backend, meter)
@@ -157,6 +162,12 @@ class _Unopened:
         raise NotImplementedError
 
 
+def _started(rows: Iterable[Row | Failure]) -> Iterator[Row | Failure]:
+    """The same rows with the first one read: a file that cannot be read is told before a model is loaded for it."""
+    stream = iter(rows)
+    return chain(list(islice(stream, 1)), stream)
+
+
 def _limited(rows: Iterable[Row | Failure], limit: int | None) -> Iterator[Row | Failure]:
     return iter(rows) if limit is None else islice(rows, limit)
 
@@ -176,7 +187,7 @@ class _Bar:
 
     def advance(self, *, done: int, resumed: int, failed: int) -> None:
         self._failed += failed
-        if resumed:
+        if resumed and not self._bar.disable:
             self._bar.initial += resumed
         self._bar.update(done + resumed + failed)
         usd = self._meter.usage.usd

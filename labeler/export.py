@@ -33,11 +33,15 @@ def rows(
     """
     p_of = {label.id: label.p for label in labels}
     kinds: set[bool] = set()
+    used: set[str] = set()
     for row in comparisons:
-        if isinstance(row, Failure) or row.id not in p_of:
-            counts.unlabelled += isinstance(row, Comparison)
+        if isinstance(row, Failure) or row.id in used:
             continue
-        p = p_of.pop(row.id)
+        used.add(row.id)
+        if row.id not in p_of:
+            counts.unlabelled += 1
+            continue
+        p = p_of[row.id]
         if p == 0.5:
             counts.ties += 1
             continue

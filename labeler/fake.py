@@ -75,6 +75,8 @@ def by(worth: Callable[[str], float], bias: float = 0.0) -> Rule:
     """Prefers what is worth more: logit of "1" = worth(first) - worth(second) + bias."""
 
     def rule(request: Choose) -> list[float]:
+        if len(request.options) != 2:
+            return [-math.log(len(request.options))] * len(request.options)
         first, second = shown(request)
         logit = worth(first) - worth(second) + bias
         return [-math.log1p(math.exp(-logit)), -math.log1p(math.exp(logit))]

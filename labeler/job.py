@@ -7,7 +7,7 @@ the journal the moment it is answered. At the end the journal is written out in 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -79,10 +79,10 @@ async def run(
         for piece in _numbered(rows):
             waiting += _sort_out(piece, journal, tally, strict=strict)
             while len(waiting) >= batch:
-                await window.start(one(waiting[:batch]))
+                await window.start(one, waiting[:batch])
                 waiting = waiting[batch:]
         if waiting:
-            await window.start(one(waiting))
+            await window.start(one, waiting)
     journal.forget_answers()
     return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
 
@@ -104,13 +104,13 @@ class _Window:
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def start(self, call: Coroutine[Any, Any, None]) -> None:
+    async def start(self, call: Callable[[Sequence[Row]], Awaitable[None]], piece: Sequence[Row]) -> None:
         await self._free.acquire()
-        self._group.create_task(self._freeing(call))
+        self._group.create_task(self._freeing(call, piece))
 
-    async def _freeing(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _freeing(self, call: Callable[[Sequence[Row]], Awaitable[None]], piece: Sequence[Row]) -> None:
         try:
-            await call
+            await call(piece)
         finally:
             self._free.release()
 
@@ -155,8 +155,11 @@ def _sort_out(
 ) -> list[Row]:
     """What of these rows must be asked: not the bad ones, not repeats, not what the journal has."""
     admitted = journal.admit([(number, row.id, _content(row)) for number, row in piece])
-    bad = [row for _, row in piece if isinstance(row, Failure)]
-    bad += [_clash(row, number) for (number, row), new in zip(piece, admitted, strict=True) if new is None]
+    bad = [
+        row if new and isinstance(row, Failure) else _clash(row, number)
+        for (number, row), new in zip(piece, admitted, strict=True)
+        if new is None or isinstance(row, Failure)
+    ]
     if bad and strict:
         raise StrictError(f"{bad[0].message} (--strict)")
     journal.admit([(number, row.id, "") for number, row in enumerate(bad, start=piece[-1][0])])
@@ -171,6 +174,8 @@ def _sort_out(
 
 
 def _clash(row: Row | Failure, number: int) -> Failure:
+    if isinstance(row, Failure):
+        return row.model_copy(update={"id": f"{row.id} (row {number + 1})"})
     message = (
         f"row {number + 1}: id {row.id!r} already stands for another prompt or other responses; ids must be unique"
     )

@@ -8,6 +8,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from data.errors import RlaifError
 from data.records import Comparison, Failure, Ranking
 from labeler.asking import Options, digest, failure
 from labeler.backend import Backend, Failed, Usage
@@ -23,6 +24,8 @@ class Ranker:
     """A task, a backend and options, compiled: ranks batches of comparisons. Raises TaskError when made."""
 
     def __init__(self, task: Task, backend: Backend, options: Options) -> None:
+        if options.clamp is not None:
+            raise RlaifError("--clamp is for labels; a ranking is made of the probabilities as they are")
         self.digest = digest("rank", task, backend, options)
         self._task, self._backend, self._options = task, backend, options
         self._question = pair_question(task, Style(options.shots, options.cot))

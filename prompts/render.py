@@ -23,8 +23,9 @@ MARKS = (EXAMPLE, FOLLOW, "»»»»")
 class Prompt:
     """What is asked, in parts, so that a chat model gets turns and a completion model one text.
 
-    `before`, `context` and `after` make up the user's turn; only `context` may be cut when all is too long. The model's
-    answer begins with `answer` (no space at its end), which it is to continue.
+    `before`, `context`, `after` and `request` make up the user's turn: the sample, then what is asked about it beyond
+    the preamble. Only `context` may be cut when all is too long. The model's answer begins with `answer` (no space at
+    its end), which it is to continue.
     """
 
     system: str
@@ -32,10 +33,11 @@ class Prompt:
     context: str
     after: str
     answer: str
+    request: str = ""
 
     @property
     def user(self) -> str:
-        return self.before + self.context + self.after
+        return self.before + self.context + self.after + self.request
 
     def plain(self) -> str:
         """The whole as one text, for models without a chat template."""
@@ -72,7 +74,7 @@ class PairQuestion:
     def ask(self, prompt: records.Prompt, first: str, second: str) -> Prompt:
         """Which of two is better (or worse, as `polarity` says)?"""
         before, after = (half.render(first=first, second=second) for half in self.halves)
-        return Prompt(self.system, self.lead + before, transcript(prompt), after + self.request, self.opening)
+        return Prompt(self.system, self.lead + before, transcript(prompt), after, self.opening, self.request)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,13 @@ def pair(
 
 def own_id(fields: Fields) -> str | None:
     value = fields.get("id")
-    return None if value is None or value == "" else str(value)
+    if value is None or value == "":
+        return None
+    try:
+        str(value).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("id: holds half a character (a lone surrogate); expected a text") from None
+    return str(value)
 
 
 def rest(fields: Fields, used: frozenset[str]) -> dict[str, Any]:

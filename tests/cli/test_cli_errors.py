@@ -35,7 +35,7 @@ GOOD = {"id": "good", "prompt": "p", "responses": ["a", "b"]}
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--shots", "99"), "exemplars"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--clamp", "x"), "--clamp x: expected LOW,HIGH"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--clamp", "0.4"), "--clamp 0.4: expected LOW,HIGH"),
-        (("label", "{file}", *ASK, "--out", "o.jsonl", "--clamp", "0.6,0.4"), "--clamp expects LOW,HIGH"),
+        (("label", "{file}", *ASK, "--out", "o.jsonl", "--cot", "--clamp", "0.6,0.4"), "--clamp expects LOW,HIGH"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--columns", "nonsense"), "NAME=COLUMN"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--columns", "prompt=x"), "also needed: a=COLUMN, b=COLUMN"),
         (("score", "{file}", *ASK, "--out", "o.jsonl"), "cannot be read as responses"),

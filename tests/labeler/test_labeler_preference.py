@@ -130,7 +130,7 @@ def test_a_label_says_what_it_cost_and_who_made_it():
 
 @pytest.mark.parametrize(
     ("values", "reason"),
-    [((math.nan, -1.0), "nan"), ((-math.inf, -math.inf), "no_mass"), ((-1.0,), "no_mass")],
+    [((math.nan, -1.0), "nan"), ((-math.inf, -math.inf), "no_mass"), ((-1.0,), "bad_answer")],
     ids=["nan", "no mass on either", "one value for two options"],
 )
 def test_an_unusable_answer_is_a_failure_and_never_a_number(values: tuple[float, ...], reason: str):
@@ -203,7 +203,7 @@ def test_strength_and_margin_follow_how_sure_a_label_is(p: float, grade: str, ma
         {"options": Options(cot=True)},
         {"options": Options(one_order=True)},
         {"options": Options(seed=1)},
-        {"options": Options(clamp=(0.4, 0.6))},
+        {"options": Options(cot=True, clamp=(0.4, 0.6))},
         {"task": "harmlessness"},
         {"task": "helpfulness:detailed"},
         {"backend": FakeBackend("fake:other", by(worth))},
@@ -229,6 +229,9 @@ def test_a_change_of_task_model_or_option_is_another_job(changed: dict[str, obje
         ({"cot": True, "clamp": (0.6, 0.4)}, "--clamp"),
         ({"cot": True, "clamp": (-0.1, 0.6)}, "--clamp"),
         ({"cot": True, "clamp": (0.4, math.nan)}, "--clamp"),
+        ({"cot": True, "clamp": (0.5, 0.6)}, "--clamp"),
+        ({"clamp": (0.4, 0.6)}, "need --cot"),
+        ({"temperature": 0.5}, "need --cot"),
         ({"cot": True, "temperature": -1.0}, "--temperature"),
         ({"cot": True, "temperature": math.nan}, "--temperature"),
     ],

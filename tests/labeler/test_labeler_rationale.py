@@ -140,10 +140,6 @@ def test_a_clamp_bounds_labels_of_a_chain_of_thought_and_keeps_the_choice():
     assert found.orders[0].p_first > 0.8, "what the model said stays visible"
 
 
-def test_a_clamp_leaves_labels_without_a_chain_of_thought_alone():
-    assert label(Scripted(), clamp=(0.4, 0.6)).p > 0.8
-
-
 def test_a_rationale_costs_what_it_costs():
     plain, thought = label(Scripted()), label(Scripted(), cot=True)
     assert thought.tokens_out == plain.tokens_out + 2 * 5
