@@ -207,7 +207,7 @@ def export(
     labels
         What `rlaif label` wrote.
     to
-        trl keeps conversations as messages; pairs writes every prompt as one text.
+        trl writes messages where any prompt is a conversation; pairs writes every prompt as one text.
     out
         .jsonl or .parquet.
     columns
@@ -219,8 +219,9 @@ def export(
     from labeler import export as exporting
 
     tables.check_writable(out, comparisons, labels)
+    messages = to == "trl" and exporting.conversational(read(comparisons, columns))
     counts = exporting.Counts()
-    rows = exporting.rows(read(comparisons, columns), read_labels(labels), to, counts)
+    rows = exporting.rows(read(comparisons, columns), read_labels(labels), counts, messages=messages)
     first = next(rows, None)
     if first is None:
         raise RlaifError(f"{out}: no comparison has a label that decides; were the labels made from this file?")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from data.errors import RlaifError
-from data.records import Comparison, Failure, Label
+from data.records import Comparison, Failure, Label, Message
 from labeler.preference import MARGINS, strength
 from prompts.render import transcript
-
-Form: TypeAlias = Literal["trl", "pairs"]
 
 
 @dataclass
@@ -23,16 +20,19 @@ class Counts:
     unlabelled: int = 0
 
 
+def conversational(comparisons: Iterable[Comparison | Failure]) -> bool:
+    """Whether any prompt is a conversation: then all are written as messages, since a trainer reads one kind only."""
+    return any(isinstance(row, Comparison) and not isinstance(row.prompt, str) for row in comparisons)
+
+
 def rows(
-    comparisons: Iterable[Comparison | Failure], labels: Iterable[Label], form: Form, counts: Counts
+    comparisons: Iterable[Comparison | Failure], labels: Iterable[Label], counts: Counts, *, messages: bool
 ) -> Iterator[dict[str, Any]]:
     """Training rows in the order of the comparisons. An exact tie has no chosen side and is left out, and counted.
 
-    `trl` keeps conversations as messages; `pairs` writes every prompt as one text. Raises RlaifError for mixed prompts
-    under `trl`, which no trainer could read.
+    With `messages`, prompts and responses are message lists, as TRL takes them; else every prompt is one text.
     """
     p_of = {label.id: label.p for label in labels}
-    kinds: set[bool] = set()
     used: set[str] = set()
     for row in comparisons:
         if isinstance(row, Failure) or row.id in used:
@@ -45,20 +45,18 @@ def rows(
         if p == 0.5:
             counts.ties += 1
             continue
-        kinds.add(isinstance(row.prompt, str))
-        if form == "trl" and len(kinds) > 1:
-            raise RlaifError(f"row {row.id}: some prompts are texts and some are conversations; use --to pairs")
         counts.written += 1
-        yield _row(row, p, form)
+        yield _row(row, p, messages=messages)
 
 
-def _row(row: Comparison, p: float, form: Form) -> dict[str, Any]:
+def _row(row: Comparison, p: float, *, messages: bool) -> dict[str, Any]:
     best = int(p < 0.5)
     sides = {"chosen": row.responses[best], "rejected": row.responses[1 - best]}
     numbers = {"p": max(p, 1 - p), "margin": MARGINS[strength(p)]}
-    if form == "pairs" or isinstance(row.prompt, str):
+    if not messages:
         return {"id": row.id, "prompt": transcript(row.prompt), **sides, **numbers}
     turns: dict[str, list[Mapping[str, str]]] = {
         name: [{"role": "assistant", "content": text}] for name, text in sides.items()
     }
-    return {"id": row.id, "prompt": [message.model_dump() for message in row.prompt], **turns, **numbers}
+    prompt = (Message(role="user", content=row.prompt),) if isinstance(row.prompt, str) else row.prompt
+    return {"id": row.id, "prompt": [message.model_dump() for message in prompt], **turns, **numbers}

@@ -75,12 +75,12 @@ def test_an_export_has_the_better_one_as_chosen_and_says_what_it_left_out(cli, f
     assert all(set(row) == {"id", "prompt", "chosen", "rejected", "p", "margin"} for row in rows)
 
 
-def test_an_export_of_mixed_prompts_to_trl_is_refused_and_writes_nothing(cli, lines, tmp_path: Path):
+def test_an_export_of_mixed_prompts_to_trl_writes_messages(cli, lines, tmp_path: Path):
     row = {"id": "a", "prompt": "p", "responses": ["xx", "y"]}
     mixed = lines([row, {**row, "id": "b", "prompt": [{"role": "user", "content": "p"}]}])
     cli("label", mixed, "--task", "helpfulness", "--model", "fake:longer", "--out", "labels.jsonl")
-    assert "--to pairs" in cli("export", mixed, "labels.jsonl", "--to", "trl", "--out", "train.jsonl").complaint
-    assert not (tmp_path / "train.jsonl").exists()
+    assert cli("export", mixed, "labels.jsonl", "--to", "trl", "--out", "train.jsonl").status == 0
+    assert all(isinstance(row["prompt"], list) for row in map(json.loads, (tmp_path / "train.jsonl").open()))
     assert cli("export", mixed, "labels.jsonl", "--to", "pairs", "--out", "train.jsonl").status == 0
 
 

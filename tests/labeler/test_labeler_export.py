@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from data.errors import RlaifError
 from data.reading import open_comparisons
 from data.records import Comparison, Failure, Label, Message, Order
 from data.tables import write
-from labeler.export import Counts, Form, rows
+from labeler.export import Counts, conversational, rows
 
 
 def label(identity: str, p: float) -> Label:
@@ -34,9 +33,10 @@ CHAT = (
 )
 
 
-def exported(comparisons: list[Comparison | Failure], labels: list[Label], form: Form = "trl") -> tuple[Any, Counts]:
+def exported(comparisons: list[Comparison | Failure], labels: list[Label], form: str = "trl") -> tuple[Any, Counts]:
     counts = Counts()
-    return list(rows(comparisons, labels, form, counts)), counts
+    messages = form == "trl" and conversational(comparisons)
+    return list(rows(comparisons, labels, counts, messages=messages)), counts
 
 
 def test_chosen_is_the_better_one_and_p_says_how_surely():
@@ -92,22 +92,18 @@ def test_pairs_writes_every_prompt_as_one_text():
 
 
 @pytest.mark.parametrize("prompts", [("text", CHAT), (CHAT, "text")], ids=["text first", "messages first"])
-def test_trl_refuses_prompts_of_two_kinds_and_says_what_to_do(prompts: tuple[Any, Any]):
-    with pytest.raises(RlaifError, match=r"row b: .*--to pairs"):
-        exported([row("a", prompts[0]), row("b", prompts[1])], [label("a", 0.2), label("b", 0.2)])
-
-
-def test_prompts_of_two_kinds_are_fine_where_one_kind_is_left_out():
-    found, _ = exported([row("a", CHAT), row("b"), row("c")], [label("a", 0.5), label("b", 0.8)])
-    assert [each["id"] for each in found] == ["b"]
+def test_trl_writes_prompts_of_two_kinds_as_messages(prompts: tuple[Any, Any]):
+    found, _ = exported([row("a", prompts[0]), row("b", prompts[1])], [label("a", 0.2), label("b", 0.2)])
+    assert all(isinstance(each["prompt"], list) and isinstance(each["chosen"], list) for each in found)
+    assert [{"role": "user", "content": "text"}] in [each["prompt"] for each in found]
 
 
 @pytest.mark.parametrize("form", ["trl", "pairs"])
 @pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
 @pytest.mark.parametrize("prompt", ["What now?", CHAT], ids=["text", "messages"])
-def test_what_is_exported_is_read_as_comparisons_again(tmp_path, form: Form, name: str, prompt: Any):
+def test_what_is_exported_is_read_as_comparisons_again(tmp_path, form: str, name: str, prompt: Any):
     path = tmp_path / name
-    write(path, rows([row("a", prompt), row("b", prompt)], [label("a", 0.9), label("b", 0.2)], form, Counts()))
+    write(path, exported([row("a", prompt), row("b", prompt)], [label("a", 0.9), label("b", 0.2)], form)[0])
     first, second = open_comparisons(str(path)).rows
     assert isinstance(first, Comparison)
     assert isinstance(second, Comparison)
