@@ -11,12 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
+import data
 from data.errors import RlaifError
 
 if TYPE_CHECKING:
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from labeler.asking import Options
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
-SAMPLE_FOLDER = Path(__file__).parent / "data" / "samples"
 NEXT = """
 What to try next:
   a real labeler      rlaif label YOURS.jsonl --task helpfulness --model local:OWNER/NAME --out LABELS.parquet
@@ -36,8 +37,10 @@ OK, FAILED, USAGE, SOME_FAILED, INTERRUPTED = 0, 1, 2, 3, 130
 
 app = App(
     name="rlaif",
-    help="An LLM as rater: soft preference labels, 1-10 scores, rankings, and how well they agree with people.",
+    help="An LLM as rater: soft preference labels, 1-10 scores, rankings, and how well they agree with people.\n\n"
+    "With --debug an error shows its traceback.",
     default_parameter=Parameter(negative=()),
+    version=lambda: _version(),
     version_flags=["--version"],
 )
 evaluate = App(name="evaluate", help="Compare labels with people's votes; every number has a 95 % interval.")
@@ -184,7 +187,7 @@ def alignment(
     if json:
         _print_json(result.json())
     else:
-        print("\n".join(alignment_lines(result)))
+        print(_visible("\n".join(alignment_lines(result))))
     return OK
 
 
@@ -308,7 +311,7 @@ def check(file: str, /, *, columns: str | None = None, json: bool = False) -> in
     if json:
         _print_json(report.json())
     else:
-        print("\n".join(report.lines()))
+        print(_visible("\n".join(report.lines())))
     return OK if report.usable == report.rows else SOME_FAILED
 
 
@@ -352,8 +355,9 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     human: dict[str, Comparison] = {}
     answered, seconds = 0, 0.0
     print(f"{'':<16} {'agrees with the known choice':<34} same position in both orders")
+    samples = Path(data.__file__).parent / "samples"
     for name in chosen:
-        source, out = str(SAMPLE_FOLDER / f"{name}.jsonl"), folder / f"{name}.parquet"
+        source, out = str(samples / f"{name}.jsonl"), folder / f"{name}.parquet"
         done = execute(Labeler, Label, read(source), Job(source, name, model, out, Options(), _cache()), 16)
         known, found = merged_votes(read(source)), list(read_labels(str(out)))
         labels, human = labels + found, {**human, **known}
@@ -465,13 +469,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(status if isinstance(status, int) else OK)
 
 
+def _version() -> str:
+    try:
+        return metadata.version("rlaif-service")
+    except metadata.PackageNotFoundError:
+        return "not installed, run from its source"
+
+
 def _failed(message: str) -> int:
     _say(f"rlaif: {' '.join(message.split())}")
     return FAILED
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(_visible(line), file=sys.stderr)
+
+
+def _visible(text: str) -> str:
+    """Text for a terminal: control characters that data may hold are shown, not obeyed."""
+    return "".join(each if each.isprintable() or each in "\n\t" else repr(each)[1:-1] for each in text)
 
 
 def _print_json(value: object) -> None:

@@ -89,7 +89,7 @@ def _open(source: str, named: str | None) -> tuple[Reading, str]:
     try:
         return open_comparisons(source, named), "comparisons"
     except FileError as error:
-        if "cannot be read as comparisons" not in str(error):
+        if named is not None or "cannot be read as comparisons" not in str(error):
             raise
         try:
             return open_responses(source, named), "responses"

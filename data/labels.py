@@ -14,6 +14,9 @@ from data.tables import BadRow
 
 def labels(source: str) -> Iterator[Label]:
     """The labels of a file. Raises FileError: a row that is not a label, with its place."""
+    path = Path(source)
+    if path.is_file() and path.stat().st_size == 0:
+        raise FileError(f"{source}: holds no labels; if rows failed, {path.name}.failures.jsonl says why")
     for each in tables.read(source):
         if isinstance(each.row, BadRow):
             raise FileError(f"{source}:{each.number}: {each.row.message}")

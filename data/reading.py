@@ -100,7 +100,10 @@ def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Compa
 
 
 def merged_votes(rows: Iterator[Comparison | Failure]) -> dict[str, Comparison]:
-    """Comparisons by id, the votes of rows with the same id put together (files with a row a vote)."""
+    """Comparisons by id, the votes of rows with the same id put together (files with a row a vote).
+
+    As in a job, the first row of an id is the one that counts; another text under the same id adds nothing.
+    """
     found: dict[str, Comparison] = {}
     for row in rows:
         if isinstance(row, Failure):
@@ -111,6 +114,4 @@ def merged_votes(rows: Iterator[Comparison | Failure]) -> dict[str, Comparison]:
         elif known.responses == row.responses and known.prompt == row.prompt:
             votes: tuple[Vote, ...] = known.votes + row.votes
             found[row.id] = known.model_copy(update={"votes": votes})
-        else:
-            raise FileError(f"id {row.id!r} names two different comparisons; ids must be unique")
     return found

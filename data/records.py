@@ -115,6 +115,7 @@ class Label(Record):
     model: str
     task: str
     digest: str
+    content: str = ""
     tokens_in: int
     tokens_out: int
     usd: float | None
@@ -135,6 +136,7 @@ class Score(Record):
     model: str
     task: str
     digest: str
+    content: str = ""
     tokens_in: int
     tokens_out: int
     usd: float | None
@@ -154,6 +156,7 @@ class Ranking(Record):
     model: str
     task: str
     digest: str
+    content: str = ""
     tokens_in: int
     tokens_out: int
     usd: float | None
@@ -211,6 +214,12 @@ def make(kind: type[R], fields: Mapping[str, Any]) -> R:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
         raise RowError(_first(error)) from None
+
+
+def content_of(row: Comparison | Response) -> str:
+    """What was judged, as a fingerprint: a label says by it which texts it is about, since ids alone can clash."""
+    texts = list(row.responses) if isinstance(row, Comparison) else [row.response]
+    return fingerprint([row.prompt, texts])
 
 
 def _first(error: ValidationError) -> str:

@@ -5,7 +5,9 @@ Only JSON arrays are loaded whole (the format leaves no choice); everything else
 
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import json
 import os
 import tempfile
@@ -73,9 +75,9 @@ def _reader(path: Path) -> Iterator[Numbered]:
     if plain.endswith(".json"):
         return _json_array(path)
     if plain.endswith(".csv"):
-        return _frames(path, "csv")
+        return _csv(path)
     if name.endswith(".parquet"):
-        return _frames(path, "parquet")
+        return _parquet(path)
     raise FileError(f"{path}: unknown format; expected {FORMATS}")
 
 
@@ -144,27 +146,39 @@ def _json_array(path: Path) -> Iterator[Numbered]:
         yield Numbered(number, _object(value))
 
 
-def _frames(path: Path, kind: str) -> Iterator[Numbered]:
+def _parquet(path: Path) -> Iterator[Numbered]:
     import polars as pl
 
     try:
-        frame = _scan(path, kind)
-        number = 0
-        for batch in frame.collect_batches(chunk_size=CHUNK, maintain_order=True):
-            for row in batch.iter_rows(named=True):
-                number += 1
-                yield Numbered(number, row)
+        # glob=False: a name with brackets or a star is that file, never its neighbours
+        batches = pl.scan_parquet(path, glob=False).collect_batches(chunk_size=CHUNK, maintain_order=True)
+        rows = (row for batch in batches for row in batch.iter_rows(named=True))
+        yield from (Numbered(number, row) for number, row in enumerate(rows, start=1))
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise FileError(f"{path}: cannot be read as {kind}: {_one_line(error)}") from error
+        raise FileError(f"{path}: cannot be read as parquet: {_one_line(error)}") from error
 
 
-def _scan(path: Path, kind: str) -> pl.LazyFrame:
-    """`glob=False`: a name with brackets or a star is that file, never its neighbours."""
-    import polars as pl
+def _csv(path: Path) -> Iterator[Numbered]:
+    """All cells are texts. A row with more or fewer cells than the header is a bad row, not the end of the file."""
+    csv.field_size_limit(2**31 - 1)
+    with _opened(path) as file:
+        lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
+        try:
+            header = next(lines, [])
+            if len(header) == 1 and ";" in header[0]:
+                raise FileError(f"{path}: the columns are separated by ';'; expected commas")
+            for number, cells in enumerate((each for each in lines if each), start=1):
+                yield Numbered(number, _cells(header, cells))
+        except UnicodeDecodeError as error:
+            raise FileError(f"{path}: not UTF-8 near line {lines.line_num + 1}: {error.reason}") from None
+        except csv.Error as error:
+            raise FileError(f"{path}:{lines.line_num}: cannot be read as CSV: {error}") from None
 
-    if kind == "parquet":
-        return pl.scan_parquet(path, glob=False)
-    return pl.scan_csv(path, infer_schema=False, glob=False)
+
+def _cells(header: list[str], cells: list[str]) -> Fields | BadRow:
+    if len(cells) != len(header):
+        return BadRow(f"expected {len(header)} cells, as in the header; got {len(cells)}")
+    return {name: cell or None for name, cell in zip(header, cells, strict=True)}
 
 
 def _hub(source: str) -> Iterator[Numbered]:
@@ -329,7 +343,7 @@ def count(source: str) -> int | None:
         import polars as pl
 
         try:
-            return int(_scan(path, "parquet").select(pl.len()).collect().item())
+            return int(pl.scan_parquet(path, glob=False).select(pl.len()).collect().item())
         except (pl.exceptions.PolarsError, OSError):
             return None
     if name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):

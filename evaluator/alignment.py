@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Comparison, Label, Vote
+from data.records import Comparison, Label, Vote, content_of
 from evaluator.agreement import cohen_kappa, confusion
 from evaluator.calibration import brier, expected_calibration_error
 from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval, table_interval
@@ -37,8 +37,10 @@ class Alignment:
     ties: Mapping[str, int]
     failures: Mapping[str, int]
     by: Mapping[str, Interval]
+    mass: float
     labels: int
     unmatched: int
+    other_texts: int
 
     def json(self) -> dict[str, Any]:
         return {
@@ -54,8 +56,10 @@ class Alignment:
             "ties": dict(self.ties),
             "failures": dict(self.failures),
             "by": intervals_json(self.by),
+            "median_mass": self.mass,
             "labels": self.labels,
             "unmatched": self.unmatched,
+            "other_texts": self.other_texts,
         }
 
 
@@ -68,13 +72,23 @@ def evaluate(
 ) -> Alignment:
     """Compare labels with the votes on the same ids. Raises NoDataError where nothing can be compared."""
     every = list(labels)
-    joined = [(label, human[label.id]) for label in every if label.id in human]
+    known = [(label, human[label.id]) for label in every if label.id in human]
+    joined = [(label, row) for label, row in known if label.content in {"", content_of(row)}]
     if not joined:
-        raise NoDataError("no label's id is among the human comparisons; were they made from the same file?")
+        what = (
+            "every label is about other texts than the human row of its id" if known else "no label's id is among them"
+        )
+        raise NoDataError(f"labels and human comparisons do not match: {what}; were they made from the same file?")
     judged = [(label, row, majority(row.votes)) for label, row in joined if row.votes]
     decided = [(label, row, side) for label, row, side in judged if side != TIE]
     if not decided:
-        raise NoDataError("the human comparisons have no votes that decide; `human`, `label` or `votes` may be missing")
+        if judged:
+            raise NoDataError(
+                f"people are tied on all {len(judged)} comparisons; there is no right answer to agree with"
+            )
+        raise NoDataError(
+            "the human comparisons have no votes; a column such as `human`, `label` or `votes` is missing"
+        )
     p = np.array([label.p for label, _, _ in decided])
     best = np.array([float(side) for _, _, side in decided])
     right = _right(p, best)
@@ -91,8 +105,10 @@ def evaluate(
         ties={"labeler": int((p == 0.5).sum()), "human": len(judged) - len(decided)},
         failures=dict(failures or {}),
         by={} if by is None else _subsets(by, decided, right),
+        mass=float(np.median([label.mass for label in every])),
         labels=len(every),
         unmatched=len(every) - len(joined),
+        other_texts=len(known) - len(joined),
     )
 
 

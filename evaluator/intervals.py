@@ -42,7 +42,8 @@ class Interval:
 def mean_interval(values: Array, seed: int = 0) -> Interval:
     """The mean of one value an item, with a percentile bootstrap (Efron 1979).
 
-    Where all items say the same 0 or 1, resampling cannot show any doubt; Wilson's interval (1927) does.
+    Where all items say the same, resampling cannot show any doubt: for 0 or 1 Wilson's interval (1927) does, for other
+    values the bounds are NaN, unknown.
     """
     count = len(values)
     if count == 0:
@@ -50,7 +51,11 @@ def mean_interval(values: Array, seed: int = 0) -> Interval:
     mean = float(values.mean())
     distinct, frequency = np.unique(values, return_counts=True)
     if len(distinct) == 1:
-        return Interval(mean, *wilson(mean, count), count) if mean in {0.0, 1.0} else Interval(mean, mean, mean, count)
+        return (
+            Interval(mean, *wilson(mean, count), count)
+            if mean in {0.0, 1.0}
+            else Interval(mean, math.nan, math.nan, count)
+        )
     rng = np.random.default_rng(seed)
     if len(distinct) <= 64:
         draws = rng.multinomial(count, frequency / count, RESAMPLES) @ distinct / count
@@ -70,13 +75,18 @@ def table_interval(table: Array, statistic: Callable[[Array], Array], seed: int 
 
 
 def weighted_interval(count: int, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
-    """A statistic of items with weights. `statistic` maps weights (B, n) to (B,)."""
+    """A statistic of items with weights that is never negative. `statistic` maps weights (B, n) to (B,).
+
+    The basic bootstrap, which mirrors the resampled values: a distance such as ECE grows when noise is added, so its
+    percentiles would lie above the truth.
+    """
     if count == 0:
         raise NoDataError("no items to resample")
     value = float(statistic(np.ones((1, count)))[0])
     rng = np.random.default_rng(seed)
     weights = (rng.multinomial(count, np.full(count, 1 / count), k).astype(np.float64) for k in _pieces(count))
-    return _percentiles(value, np.concatenate([statistic(each) for each in weights]), count)
+    draws = np.concatenate([statistic(each) for each in weights])
+    return _percentiles(value, np.maximum(2 * value - draws, 0.0), count)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

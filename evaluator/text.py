@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from evaluator.alignment import Alignment
@@ -9,17 +10,25 @@ from evaluator.intervals import Interval
 
 COIN = 0.5
 MOSTLY = 0.5
+LITTLE = 0.01
 
 
 def percent(interval: Interval | None) -> str:
     """`62.5 % [48.0, 75.0], n 48`"""
     if interval is None:
         return "-"
-    return f"{100 * interval.value:5.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}], n {interval.n}"
+    return f"{100 * interval.value:5.1f} % {_range(interval, 100, 1)}, n {interval.n}"
 
 
 def number(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}], n {interval.n}"
+    value = "-" if math.isnan(interval.value) else f"{interval.value:.3f}"
+    return f"{value} {_range(interval, 1, 3)}, n {interval.n}"
+
+
+def _range(interval: Interval, scale: float, digits: int) -> str:
+    if math.isnan(interval.low):
+        return "[-, -]"
+    return f"[{scale * interval.low:.{digits}f}, {scale * interval.high:.{digits}f}]"
 
 
 def alignment_lines(result: Alignment) -> list[str]:
@@ -41,7 +50,7 @@ def alignment_lines(result: Alignment) -> list[str]:
     ties = f"labeler {result.ties['labeler']} (half right), human {result.ties['human']} (left out)"
     counted = f"{result.labels} labels; ties: {ties}"
     if result.unmatched:
-        counted += f"; {result.unmatched} labels without a human row"
+        counted += f"; {result.unmatched} labels without a human row ({result.other_texts} about other texts)"
     if result.failures:
         counted += "; failed: " + _counts(result.failures)
     return [*table, counted, "", *verdict(result)]
@@ -51,7 +60,9 @@ def verdict(result: Alignment) -> list[str]:
     """What the numbers say, as plainly as they allow."""
     found: list[str] = []
     aligned = result.alignment
-    if aligned.low <= COIN <= aligned.high:
+    if math.isnan(aligned.low):
+        found.append("Every item says the same, so nothing can be said of how sure this is.")
+    elif aligned.low <= COIN <= aligned.high:
         found.append("It is not shown to agree with people more often than a coin would: the interval holds 50 %.")
     elif aligned.high < COIN:
         found.append(
@@ -65,6 +76,11 @@ def verdict(result: Alignment) -> list[str]:
         found.append(
             f"It picks the same position in {100 * same.value:.0f} % of pairs, mostly the {side}: "
             "there it answers to the order, not to the texts."
+        )
+    if result.mass < LITTLE:
+        found.append(
+            f"The labels themselves got little probability (median mass {result.mass:.1e}): "
+            "the model wanted to say something else, and p is mostly noise."
         )
     return found
 

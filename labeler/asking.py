@@ -80,8 +80,9 @@ class Fitted:
 
 
 def digest(verb: str, task: Task, backend: Backend, options: Options) -> str:
-    """The job's name for itself: any change of task, model or option gives another."""
-    return fingerprint([verb, task.digest, backend.identity, asdict(options)])
+    """The job's name for itself: any change of task, model or option gives another, where it can change an answer."""
+    live = asdict(options) if options.cot else {"shots": options.shots, "one_order": options.one_order}
+    return fingerprint([verb, task.digest, backend.identity, live])
 
 
 def fit(

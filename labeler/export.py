@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.records import Comparison, Failure, Label, Message
+from data.records import Comparison, Failure, Label, Message, content_of
 from labeler.preference import MARGINS, strength
 from prompts.render import transcript
 
@@ -32,16 +32,16 @@ def rows(
 
     With `messages`, prompts and responses are message lists, as TRL takes them; else every prompt is one text.
     """
-    p_of = {label.id: label.p for label in labels}
+    labelled = {label.id: (label.p, label.content) for label in labels}
     used: set[str] = set()
     for row in comparisons:
         if isinstance(row, Failure) or row.id in used:
             continue
         used.add(row.id)
-        if row.id not in p_of:
+        p, content = labelled.get(row.id, (None, ""))
+        if p is None or content not in {"", content_of(row)}:
             counts.unlabelled += 1
             continue
-        p = p_of[row.id]
         if p == 0.5:
             counts.ties += 1
             continue

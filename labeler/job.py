@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Label, Ranking, Response, Score, fingerprint
+from data.records import Comparison, Failure, Label, Ranking, Response, Score, content_of
 from labeler.journal import Journal
 
 Row: TypeAlias = Comparison | Response
@@ -83,34 +83,44 @@ async def run(
                 waiting = waiting[batch:]
         if waiting:
             await window.start(one, waiting)
-    journal.forget_answers()
+    if not tally.failed:
+        journal.forget_answers()
     return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
 
 
 class _Window:
-    """At most `size` calls at a time; one starts as soon as another ends. The first error stops all."""
+    """At most `size` calls at a time; one starts as soon as another ends.
+
+    Whatever stops the job, an error or Ctrl-C, no new call starts and those that run are waited for: their answers were
+    paid for, and the journal gets them.
+    """
 
     def __init__(self, size: int) -> None:
         self._free = asyncio.Semaphore(size)
-        self._group = asyncio.TaskGroup()
+        self._running: set[asyncio.Task[None]] = set()
+        self._error: BaseException | None = None
 
     async def __aenter__(self) -> _Window:
-        await self._group.__aenter__()
         return self
 
-    async def __aexit__(self, *error: Any) -> None:
-        try:
-            await self._group.__aexit__(*error)
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await asyncio.gather(*self._running, return_exceptions=True)
+        if error is None and self._error is not None:
+            raise self._error
 
     async def start(self, call: Callable[[Sequence[Row]], Awaitable[None]], piece: Sequence[Row]) -> None:
         await self._free.acquire()
-        self._group.create_task(self._freeing(call, piece))
+        if self._error is not None:
+            raise self._error
+        task = asyncio.create_task(self._freeing(call, piece))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _freeing(self, call: Callable[[Sequence[Row]], Awaitable[None]], piece: Sequence[Row]) -> None:
         try:
             await call(piece)
+        except Exception as error:  # told to the job by the next start, or at the end
+            self._error = self._error or error
         finally:
             self._free.release()
 
@@ -183,9 +193,7 @@ def _clash(row: Row | Failure, number: int) -> Failure:
 
 
 def _content(row: Row | Failure) -> str:
-    if isinstance(row, Comparison):
-        return fingerprint([row.prompt, row.responses])
-    return fingerprint([row.prompt, row.response]) if isinstance(row, Response) else ""
+    return "" if isinstance(row, Failure) else content_of(row)
 
 
 def _stored(row: Row | Failure, result: Result) -> tuple[str, str, bool, str]:
@@ -224,6 +232,7 @@ def _cost_schema() -> dict[str, Any]:
     import polars as pl
 
     names = {"model": pl.String, "task": pl.String, "digest": pl.String}
+    names["content"] = pl.String
     cost = {"tokens_in": pl.Int64, "tokens_out": pl.Int64, "usd": pl.Float64, "seconds": pl.Float64}
     return {**names, **cost, "method": pl.String, "truncated": pl.Boolean}
 

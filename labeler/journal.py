@@ -1,7 +1,8 @@
 """What has been answered? A SQLite file beside the output keeps every answer the moment it exists, through kill -9.
 
 Three tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a
-backend said for rows that are not finished; dropped when they are), and `inputs` (the order of the rows in the input).
+backend said to single requests; dropped when all rows of the job have a result), and `inputs` (the order of the rows in
+the input).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS results (
     digest TEXT, id TEXT, content TEXT, ok INTEGER, record TEXT, PRIMARY KEY (digest, id)
 ) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, kind TEXT, record TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    digest TEXT, key TEXT, kind TEXT, record TEXT, PRIMARY KEY (digest, key)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     digest TEXT, id TEXT, content TEXT, number INTEGER, PRIMARY KEY (digest, id)
 ) WITHOUT ROWID;
@@ -37,7 +40,7 @@ class Journal:
     def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
         self.path, self._digest = path, digest
         with self._guarded():
-            self._db = sqlite3.connect(path, timeout=1, isolation_level=None)
+            self._db = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -45,7 +48,7 @@ class Journal:
             with self._transaction():
                 if fresh:
                     self._db.execute("DELETE FROM results WHERE digest = ?", [digest])
-                    self._db.execute("DELETE FROM answers")
+                    self._db.execute("DELETE FROM answers WHERE digest = ?", [digest])
                 self._db.execute("DELETE FROM inputs WHERE digest = ?", [digest])
 
     def close(self) -> None:
@@ -55,7 +58,7 @@ class Journal:
     def other_jobs(self) -> int:
         """How many other jobs have results in this file."""
         query = "SELECT COUNT(DISTINCT digest) FROM results WHERE digest != ?"
-        return int(self._db.execute(query, [self._digest]).fetchone()[0])
+        return int(self._select(query, [self._digest])[0][0])
 
     def finished(self, rows: Mapping[str, str]) -> set[str]:
         """Which of these ids have a good result for this very content. Failed rows are asked again."""
@@ -63,7 +66,7 @@ class Journal:
         for piece in _pieces(list(rows)):
             marks = ",".join("?" * len(piece))
             query = f"SELECT id, content FROM results WHERE digest = ? AND ok = 1 AND id IN ({marks})"  # noqa: S608
-            done |= {i for i, content in self._db.execute(query, [self._digest, *piece]) if rows[i] == content}
+            done |= {i for i, content in self._select(query, [self._digest, *piece]) if rows[i] == content}
         return done
 
     def admit(self, rows: Sequence[tuple[int, str, str]]) -> list[bool | None]:
@@ -72,7 +75,7 @@ class Journal:
         query = "SELECT id, content FROM inputs WHERE digest = ? AND id IN ({})"
         known: dict[str, str] = {}
         for piece in _pieces([identity for _, identity, _ in rows]):
-            known.update(self._db.execute(query.format(",".join("?" * len(piece))), [self._digest, *piece]))
+            known.update(self._select(query.format(",".join("?" * len(piece))), [self._digest, *piece]))
         verdicts: list[bool | None] = []
         fresh: list[tuple[str, str, str, int]] = []
         for number, identity, content in rows:
@@ -94,9 +97,9 @@ class Journal:
             )
 
     def forget_answers(self) -> None:
-        """Drop the answers of rows in progress: all rows are finished."""
+        """Drop this job's answers to single requests: every row has its result, none failed."""
         with self._guarded(), self._transaction():
-            self._db.execute("DELETE FROM answers")
+            self._db.execute("DELETE FROM answers WHERE digest = ?", [self._digest])
 
     def results(self, *, ok: bool) -> Iterator[dict[str, Any]]:
         """The finished rows of this run's input, in its order, each once."""
@@ -104,21 +107,26 @@ class Journal:
             SELECT record FROM inputs JOIN results USING (digest, id)
             WHERE digest = ? AND ok = ? ORDER BY number
         """
-        for (record,) in self._db.execute(query, [self._digest, int(ok)]):
-            yield json.loads(record)
+        with self._guarded():
+            for (record,) in self._db.execute(query, [self._digest, int(ok)]):
+                yield json.loads(record)
 
     def get(self, keys: Sequence[str]) -> dict[str, Likelihoods | Text]:
         found: dict[str, Likelihoods | Text] = {}
         for piece in _pieces(list(keys)):
-            query = f"SELECT key, kind, record FROM answers WHERE key IN ({','.join('?' * len(piece))})"  # noqa: S608
-            for key, kind, record in self._db.execute(query, piece):
+            query = f"SELECT key, kind, record FROM answers WHERE digest = ? AND key IN ({','.join('?' * len(piece))})"  # noqa: S608
+            for key, kind, record in self._select(query, [self._digest, *piece]):
                 found[key] = _thaw(kind, json.loads(record))
         return found
 
     def put(self, answers: Iterable[tuple[str, Likelihoods | Text]]) -> None:
-        rows = [(key, type(answer).__name__, json.dumps(asdict(answer))) for key, answer in answers]
+        rows = [(self._digest, key, type(answer).__name__, json.dumps(asdict(answer))) for key, answer in answers]
         with self._guarded(), self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+
+    def _select(self, query: str, values: Sequence[Any]) -> list[Any]:
+        with self._guarded():
+            return self._db.execute(query, values).fetchall()
 
     @contextmanager
     def _transaction(self) -> Generator[None]:

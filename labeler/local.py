@@ -60,7 +60,12 @@ class LocalBackend:
             (tokens, self._encoder.continuations(request.prompt.answer, request.options))
             for tokens, request in zip(prompts, requests, strict=True)
         ]
-        found = self._options.log_probabilities(asks)
+        try:
+            found = self._options.log_probabilities(asks)
+        except RuntimeError as error:
+            if "out of memory" not in str(error):
+                raise
+            return [Failed("out_of_memory", "the model's machine ran out of memory on this batch") for _ in requests]
         share = (time.perf_counter() - started) / max(1, len(requests))
         return [
             Failed("nan", "the model gave NaN in place of log-probabilities")

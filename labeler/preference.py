@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.records import Comparison, Failure, Label, Method, Order, Strength
+from data.records import Comparison, Failure, Label, Method, Order, Strength, content_of
 from labeler.asking import Asked, Options, ask, digest, failure, fit
 from labeler.backend import Backend, Failed, Usage
 from prompts import answers
@@ -53,6 +53,7 @@ class Labeler:
             model=self._backend.name,
             task=self._task.name,
             digest=self.digest,
+            content=content_of(row),
             tokens_in=pair.usage.tokens_in,
             tokens_out=pair.usage.tokens_out,
             usd=pair.usage.usd,

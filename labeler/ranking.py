@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Ranking
+from data.records import Comparison, Failure, Ranking, content_of
 from labeler.asking import Options, digest, failure
 from labeler.backend import Backend, Failed, Usage
 from labeler.preference import Pair, judge
@@ -55,6 +55,7 @@ class Ranker:
             model=self._backend.name,
             task=self._task.name,
             digest=self.digest,
+            content=content_of(row),
             tokens_in=usage.tokens_in,
             tokens_out=usage.tokens_out,
             usd=usage.usd,

@@ -1,4 +1,4 @@
-"""What stands around a backend: a cache and a meter, each with the backend's own protocol. They stack in rlaif.py."""
+"""What stands around a backend: a cache and a meter, with the same protocol. labeler/commands.py stacks them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from data.tables import batched
 from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key
+
+CHOICES, TEXTS = 256, 16
+"""Requests whose answers are kept together: what a kill can cost. A local model takes minutes to write 16 texts."""
 
 Q = TypeVar("Q", Choose, Write)
 A = TypeVar("A", Likelihoods, Text)
@@ -43,10 +47,10 @@ class Cached:
         return self.inner.calls
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await self._through(requests, self.inner.likelihoods, Likelihoods)
+        return await self._through(requests, self.inner.likelihoods, Likelihoods, CHOICES)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await self._through(requests, self.inner.texts, Text)
+        return await self._through(requests, self.inner.texts, Text, TEXTS)
 
     def overflow(self, request: Choose | Write) -> int:
         return self.inner.overflow(request)
@@ -55,13 +59,13 @@ class Cached:
         await self.inner.close()
 
     async def _through(
-        self, requests: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[A | Failed]]], kind: type[A]
+        self, requests: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[A | Failed]]], kind: type[A], size: int
     ) -> list[A | Failed]:
         keys = [request_key(self.identity, request) for request in requests]
         known: dict[str, A | Failed] = {k: v for k, v in self.store.get(keys).items() if isinstance(v, kind)}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
-        if missing:
-            fresh = dict(zip(missing, await ask(list(missing.values())), strict=True))
+        for piece in batched(missing.items(), size):
+            fresh = dict(zip((key for key, _ in piece), await ask([request for _, request in piece]), strict=True))
             self.store.put((key, answer) for key, answer in fresh.items() if not isinstance(answer, Failed))
             known.update(fresh)
         return [known[key] for key in keys]

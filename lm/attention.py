@@ -22,6 +22,9 @@ ROWS = 1024
 """Query rows of one product: its scores against a prefix of about a thousand keys stay in the cores' caches."""
 
 
+TINY = 1e-30
+"""Weights that sum to less than this have lost digits."""
+
 SPREAD = 1.25
 """How much longer the longest leaf of one padded product may be than its shortest."""
 
@@ -112,6 +115,9 @@ def tree_attention(
         _add_leaves(rows, key, value, leaves, repeat, shift, top, bottom)
     for block in plan.blocks:
         _add_block(rows, key, value, block, repeat, shift, top, bottom)
+    # Weights that left the range make the row NaN, for the caller to see; infinity less itself is NaN.
+    bottom = bottom + (bottom - bottom)
+    bottom.masked_fill_(bottom < TINY, torch.nan)
     out = top.div_(bottom.unsqueeze(-1))
     return out.view(groups, count, repeat * width).transpose(0, 1).reshape(count, heads * width)
 

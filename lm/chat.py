@@ -6,8 +6,10 @@ data is encoded apart, so `<|im_end|>` in a response stays the characters it is.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 Tokens = tuple[int, ...]
@@ -22,6 +24,10 @@ class Encoder:
         self._tokenizer = tokenizer
         self._pieces = _template(tokenizer)
         self._text = lru_cache(maxsize=64)(self._fresh)
+        self._continuations = lru_cache(maxsize=64)(self._variants)
+        added = sorted({str(each) for each in getattr(tokenizer, "added_tokens_decoder", {}).values()}, key=len)
+        long = [re.escape(each) for each in reversed(added) if len(each) > 1]
+        self._added = re.compile("|".join(long)) if long else None
         self._start: Tokens = () if self._pieces else tuple(tokenizer("").input_ids[:1])
         if self._start and self._start[0] != tokenizer.bos_token_id:
             self._start = ()
@@ -37,7 +43,9 @@ class Encoder:
 
     def continuations(self, answer: str, options: Sequence[str]) -> tuple[tuple[Tokens, ...], ...]:
         """For each option the token strings that write it after `answer`, bare and after a blank ("1" and " 1")."""
-        tail = answer[-12:]
+        return self._continuations(answer[-12:], tuple(options))
+
+    def _variants(self, tail: str, options: tuple[str, ...]) -> tuple[tuple[Tokens, ...], ...]:
         return tuple(tuple(dict.fromkeys(self._after(tail, f"{gap}{each}") for gap in ("", " "))) for each in options)
 
     def _after(self, tail: str, option: str) -> Tokens:
@@ -46,9 +54,16 @@ class Encoder:
         return both[len(alone) :] if both[: len(alone)] == alone else self._fresh(option)
 
     def _fresh(self, text: str) -> Tokens:
-        # A lone surrogate (broken JSON escapes) has no UTF-8 form; the replacement character stands for it.
+        # A lone surrogate (broken JSON escapes) has no UTF-8 form; a question mark stands for it.
         clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-        return tuple(self._tokenizer(clean, add_special_tokens=False, split_special_tokens=True).input_ids)
+        pieces = self._broken(clean)
+        encoded = self._tokenizer(pieces, add_special_tokens=False, split_special_tokens=True).input_ids
+        return tuple(token for piece in encoded for token in piece)
+
+    def _broken(self, text: str) -> list[str]:
+        """The text, cut inside of whatever an added token would swallow whole (`<think>` is one and not "special")."""
+        cuts = [match.start() + 1 for match in self._added.finditer(text)] if self._added else []
+        return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
 
 
 def _template(tokenizer: Any) -> tuple[Tokens, Tokens | None, Tokens] | None:

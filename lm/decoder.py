@@ -23,6 +23,10 @@ FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """`config.model_type` of the models whose layers are as written here; others go through their own forward."""
 
 
+ROPES = frozenset({"default", "linear", "llama3", "yarn"})
+"""Rotary positions that do not depend on how long the sequence is, so that a prefix's keys hold for all."""
+
+
 @dataclass(frozen=True)
 class Prefix:
     """A prefix that was computed once: its tokens, and each layer's keys and values."""
@@ -39,7 +43,13 @@ def supports(model: Any) -> bool:
     """Whether `forward` computes what the model's own forward does."""
     config = model.config
     windowed = getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
-    return config.model_type in FAMILY and not windowed and getattr(config, "hidden_act", "silu") == "silu"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    return (
+        config.model_type in FAMILY
+        and rope in ROPES
+        and not windowed
+        and getattr(config, "hidden_act", "silu") == "silu"
+    )
 
 
 @torch.no_grad()
@@ -47,7 +57,7 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
     """Keys and values of a prefix, for `forward`."""
     layers: list[PrefixLayer] = []
     pack = Pack(list(tokens), list(range(len(tokens))), chain(0, len(tokens), len(tokens)), [], {})
-    for stable in (False, True):
+    for stable in (model.dtype == torch.float16, True):
         layers.clear()
         _layers(model, pack, prefix=None, keep=layers, wanted=None, stable=stable)
         if bool(torch.isfinite(layers[-1].keys).all()):
@@ -58,9 +68,10 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
 @torch.no_grad()
 def forward(model: Any, pack: Pack, prefix: Prefix | None, wanted: Sequence[int]) -> Tensor:
     """The last hidden states at the places `wanted`, (len(wanted), C), ready for the head."""
-    hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=False)
-    if bool(torch.isfinite(hidden).all()):
-        return hidden
+    if model.dtype != torch.float16:  # whose range is too small to go without the maximum
+        hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=False)
+        if bool(torch.isfinite(hidden).all()):
+            return hidden
     return _layers(model, pack, prefix, keep=None, wanted=wanted, stable=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,9 @@ import torch
 
 from lm import embedded
 from lm.errors import ModelError
+
+SLICE, SLICES = 4096, 8192
+"""Bytes of one place, and places of one file, that go into a model's identity."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -43,7 +45,7 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"local:{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return LanguageModel(model, tokenizer, _identity(name, place, kind), _context(model, tokenizer))
+    return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
 def _place(name: str) -> str | Path:
@@ -61,7 +63,10 @@ def _place(name: str) -> str | Path:
 
 def _device(device: str) -> torch.device:
     if device != "auto":
-        return torch.device(device)
+        try:
+            return torch.empty(0, device=device).device
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"--device {device}: cannot be used: {str(error).splitlines()[0][:120]}") from None
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -90,13 +95,25 @@ def _context(model: Any, tokenizer: Any) -> int:
     return min([limit for limit in limits if isinstance(limit, int) and limit > 0], default=4096)
 
 
-def _identity(name: str, place: str | Path, dtype: torch.dtype) -> str:
-    """Name, number format, and a hash of the weights' layout and of some of each file: fast also for large models."""
+def _identity(name: str, place: str | Path, model: Any, dtype: torch.dtype) -> str:
+    """Name, number format, and a hash of the files: small ones whole, weights at thousands of places spread over them,
+    so that training or merging into the same folder is noticed, and large models take seconds. A hub id has its commit.
+    """
     found = hashlib.sha256()
     if isinstance(place, Path):
         for file in sorted(place.glob("*")):
-            if file.suffix in {".safetensors", ".json", ".jinja", ".bin"}:
-                found.update(json.dumps([file.name, file.stat().st_size]).encode())
-                with file.open("rb") as opened:
-                    found.update(opened.read(1 << 20))
+            if file.suffix in {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}:
+                found.update(f"{file.name} {file.stat().st_size}".encode())
+                _update(found, file)
+    else:
+        found.update(str(getattr(model.config, "_commit_hash", None)).encode())
     return f"local:{name}@{found.hexdigest()[:12]}/{str(dtype).removeprefix('torch.')}"
+
+
+def _update(found: Any, file: Path) -> None:
+    size = file.stat().st_size
+    step = max(SLICE, size // SLICES)
+    with file.open("rb") as opened:
+        for at in range(0, size, step):
+            opened.seek(at)
+            found.update(opened.read(SLICE))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from lm import decoder, plain
-from lm.head import log_probabilities
+from data.tables import batched
+from lm import decoder, head, plain
 from lm.rows import Tokens, common_prefix, packs
 
 Variants = tuple[tuple[Tokens, ...], ...]
 """For each option, the token strings that write it."""
+
+Read = Callable[[Sequence[tuple[int, int]]], list[float]]
+"""Log-probabilities of (sequence's number, token) pairs."""
 
 PLAIN = 8
 """Sequences of one plain forward pass, for models whose layers are not written out in decoder.py."""
@@ -31,6 +35,7 @@ class Options:
     def __init__(self, model: Any) -> None:
         self._model = model
         self._prefix: decoder.Prefix | None = None
+        self._before: Tokens | None = None
         self._limit = _pack_limit(model)
 
     def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]:
@@ -49,33 +54,40 @@ class Options:
 
     def _look_up(self, nodes: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
         known: dict[tuple[Tokens, int], float] = {}
-        for sequences, hidden in self._hidden(list(nodes)):
+        passes = self._shared if decoder.supports(self._model) else self._plain
+        for sequences, read in passes(list(nodes)):
             wanted = [(row, token) for row, sequence in enumerate(sequences) for token in nodes[sequence]]
-            values = log_probabilities(self._model, hidden, wanted)
+            values = read(wanted)
             known.update({(sequences[row], token): value for (row, token), value in zip(wanted, values, strict=True)})
         return known
 
-    def _hidden(self, sequences: list[Tokens]) -> Iterable[tuple[list[Tokens], torch.Tensor]]:
-        if not decoder.supports(self._model):
-            ordered = sorted(sequences, key=len)
-            for start in range(0, len(ordered), PLAIN):
-                group = ordered[start : start + PLAIN]
-                yield group, plain.hidden_states(self._model, group)
-            return
+    def _plain(self, sequences: list[Tokens]) -> Iterator[tuple[list[Tokens], Read]]:
+        for group in batched(sorted(sequences, key=len), PLAIN):
+            table = plain.log_probabilities(self._model, group)
+            yield list(group), lambda wanted, table=table: [float(table[place]) for place in wanted]
+
+    def _shared(self, sequences: list[Tokens]) -> Iterator[tuple[list[Tokens], Read]]:
         prefix = self._share(sequences)
         for pack in packs(sequences, skip=len(prefix.tokens) if prefix else 0, limit=self._limit):
-            yield list(pack.ends), decoder.forward(self._model, pack, prefix, list(pack.ends.values()))
+            hidden = decoder.forward(self._model, pack, prefix, list(pack.ends.values()))
+            yield list(pack.ends), partial(head.log_probabilities, self._model, hidden)
 
     def _share(self, sequences: list[Tokens]) -> decoder.Prefix | None:
-        """The prefix of all these sequences: the kept one where it fits, cut where it must be, else a new one."""
+        """What all these sequences and those of the last call begin with: kept, cut shorter (free), or encoded anew.
+
+        The first call has only itself to go by. A call of one row shares more with itself than with the next one, so
+        the call before decides what a job's fixed part is.
+        """
         first, last = min(sequences), max(sequences)
         shared = min(common_prefix(first, last), min(map(len, sequences)) - 1)
-        if self._prefix is not None:
-            kept = min(common_prefix(self._prefix.tokens, first), shared)
-            if kept == len(self._prefix.tokens) or kept * 2 >= shared:
-                self._prefix = self._prefix if kept == len(self._prefix.tokens) else self._prefix.cut(kept)
-                return self._prefix if kept else None
-        self._prefix = decoder.encode_prefix(self._model, first[:shared]) if shared else None
+        if self._before is not None:
+            shared = min(shared, common_prefix(self._before, first)) or shared
+        self._before = first
+        kept = 0 if self._prefix is None else min(common_prefix(self._prefix.tokens, first), shared)
+        if self._prefix is None or kept * 2 < shared:
+            self._prefix = decoder.encode_prefix(self._model, first[:shared]) if shared else None
+        elif kept < len(self._prefix.tokens):
+            self._prefix = self._prefix.cut(kept)
         return self._prefix
 
 

@@ -12,14 +12,24 @@ from lm.rows import Tokens
 
 
 @torch.no_grad()
-def hidden_states(model: Any, sequences: Sequence[Tokens]) -> Tensor:
-    """The last hidden state of each sequence, (len(sequences), C), ready for the head. Padded at the right."""
+def log_probabilities(model: Any, sequences: Sequence[Tokens]) -> Tensor:
+    """Log-probabilities of the token after each sequence, (len(sequences), V) in fp32. Padded at the right.
+
+    The model's own logits, with whatever it does to them (scaling, soft caps).
+    """
     longest = max(map(len, sequences))
     ids = torch.zeros(len(sequences), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         ids[row, : len(sequence)] = torch.tensor(sequence)
         mask[row, : len(sequence)] = 1
-    out = model.base_model(ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
     last = torch.tensor([len(sequence) - 1 for sequence in sequences])
-    return out.last_hidden_state[torch.arange(len(sequences)), last]
+    kept = torch.tensor(sorted({len(sequence) - 1 for sequence in sequences}))
+    out = model(
+        ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        logits_to_keep=kept.to(model.device),
+        use_cache=False,
+    )
+    rows = out.logits[torch.arange(len(sequences)), torch.searchsorted(kept, last)]
+    return rows.float().log_softmax(-1)

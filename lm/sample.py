@@ -101,8 +101,8 @@ def _positions(mask: Tensor) -> Tensor:
 
 def _draw(logits: Tensor, draw: Draw, generator: torch.Generator) -> int:
     scores = logits.float().cpu()
-    if not bool(torch.isfinite(scores).any()):
-        raise ValueError("the model gave no finite logits")
+    if bool(torch.isnan(scores).any()) or not bool(torch.isfinite(scores).any()):
+        raise ValueError("the model gave NaN in place of logits")
     if draw.temperature == 0:
         return int(scores.argmax())
     scores = scores / draw.temperature

@@ -142,7 +142,7 @@ def load(name: str) -> Task:
     elif preamble is not None:
         raise TaskError(f"{name}: no preamble {preamble!r}; the task only scores")
     asked = file.model_copy(update={"pairwise": pairwise})
-    return Task(name, file.about, file.cut, pairwise, file.score, fingerprint(asked))
+    return Task(name, file.about, file.cut, pairwise, file.score, fingerprint(asked.model_copy(update={"about": ""})))
 
 
 def names() -> list[str]:

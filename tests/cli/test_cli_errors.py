@@ -178,7 +178,7 @@ def test_labels_of_another_file_are_refused(cli, file: Path, lines):
 def test_human_rows_without_votes_are_refused(cli, lines):
     rows = lines([GOOD])
     cli("label", rows, *ASK, "--out", "o.jsonl")
-    assert "no votes that decide" in cli("evaluate", "alignment", "o.jsonl", "--human", rows).complaint
+    assert "have no votes" in cli("evaluate", "alignment", "o.jsonl", "--human", rows).complaint
 
 
 def test_an_unknown_column_is_refused(cli, file: Path):

@@ -101,9 +101,8 @@ def test_failures_have_no_votes_to_merge():
 
 
 @pytest.mark.parametrize("other", [{"responses": ("x", "z")}, {"prompt": "else"}], ids=["responses", "prompt"])
-def test_an_id_that_names_two_comparisons_is_refused(other):
-    with pytest.raises(FileError, match="id '1' names two different comparisons; ids must be unique"):
-        merged_votes(iter([row("1"), row("1", **other)]))
+def test_of_an_id_that_names_two_comparisons_the_first_counts_as_in_a_job(other):
+    assert merged_votes(iter([row("1"), row("1", **other)])) == {"1": row("1")}
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from([0, 1, "tie"]))))

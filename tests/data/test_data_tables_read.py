@@ -98,6 +98,16 @@ def test_each_text_format_gives_the_same_rows(tmp_path, name, content):
     assert rows(made(tmp_path, name, content)) == CSV_ROWS
 
 
+def test_a_row_with_too_many_or_too_few_cells_is_a_bad_row_and_the_file_goes_on(tmp_path):
+    path = made(tmp_path, "t.csv", "a,b\n1,2\n1,2,3\n1\n3,4\n")
+    first, many, few, last = (each.row for each in tables.read(str(path)))
+    assert (first, last) == ({"a": "1", "b": "2"}, {"a": "3", "b": "4"})
+    assert (many.message, few.message) == (
+        "expected 2 cells, as in the header; got 3",
+        "expected 2 cells, as in the header; got 1",
+    )
+
+
 def test_line_breaks_in_cells_hold_over_many_csv_pieces(tmp_path):
     count = 20_000
     path = made(tmp_path, "t.csv", "n,text\n" + "".join(f'{n},"a\n{n}\n"\n' for n in range(count)))
@@ -169,8 +179,8 @@ UNREADABLE = [
     ("plain.jsonl.gz", '{"a": 1}', "cannot be read: Not a gzipped file"),
     ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be read"),
     ("corrupt.jsonl.gz", CORRUPT, "cannot be read"),
-    ("ragged.csv", "a,b\n1,2,3\n", "cannot be read as csv"),
-    ("latin.csv", b"a,b\n\xe9,2\n", "cannot be read as csv"),
+    ("semicolons.csv", "a;b\n1;2\n", "separated by ';'"),
+    ("latin.csv", b"a,b\n\xe9,2\n", "not UTF-8"),
     ("broken.parquet", "PAR1 and no more", "cannot be read as parquet"),
 ]
 

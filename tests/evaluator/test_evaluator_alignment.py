@@ -187,8 +187,8 @@ def test_labels_without_a_human_row_are_counted_and_left_out():
     [
         ([label("a", 0.9)], {"b": human("b", "0")}, "same file"),
         ([], {"b": human("b", "0")}, "same file"),
-        ([label("a", 0.9)], {"a": human("a", "")}, "no votes that decide"),
-        ([label("a", 0.9)], {"a": human("a", "01t")}, "no votes that decide"),
+        ([label("a", 0.9)], {"a": human("a", "")}, "have no votes"),
+        ([label("a", 0.9)], {"a": human("a", "01t")}, "tied on all 1"),
     ],
     ids=["another file", "no labels", "no votes", "only ties"],
 )

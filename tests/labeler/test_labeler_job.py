@@ -98,7 +98,7 @@ def test_failures_are_asked_again_and_only_they(path: Path):
 
 @pytest.mark.parametrize(
     "changed",
-    [{"one_order": True}, {"shots": 1}, {"seed": 1}, {"task": "harmlessness"}, {"task": "helpfulness:detailed"}],
+    [{"one_order": True}, {"shots": 1}, {"cot": True}, {"task": "harmlessness"}, {"task": "helpfulness:detailed"}],
     ids=str,
 )
 def test_another_task_or_option_is_another_job_and_never_mixes(path: Path, changed: dict[str, Any]):

@@ -202,13 +202,12 @@ def test_strength_and_margin_follow_how_sure_a_label_is(p: float, grade: str, ma
         {"options": Options(shots=1)},
         {"options": Options(cot=True)},
         {"options": Options(one_order=True)},
-        {"options": Options(seed=1)},
         {"options": Options(cot=True, clamp=(0.4, 0.6))},
         {"task": "harmlessness"},
         {"task": "helpfulness:detailed"},
         {"backend": FakeBackend("fake:other", by(worth))},
     ],
-    ids=["shots", "cot", "one order", "seed", "clamp", "task", "preamble", "model"],
+    ids=["shots", "cot", "one order", "clamp", "task", "preamble", "model"],
 )
 def test_a_change_of_task_model_or_option_is_another_job(changed: dict[str, object]):
     def digest(task: str = "helpfulness", backend: object = None, options: Options | None = None) -> str:
@@ -217,6 +216,15 @@ def test_a_change_of_task_model_or_option_is_another_job(changed: dict[str, obje
 
     assert digest() == digest()
     assert digest(**changed) != digest()
+
+
+@pytest.mark.parametrize("options", [{"seed": 1}, {"max_rationale": 7}], ids=str)
+def test_an_option_that_changes_no_answer_is_the_same_job_and_with_cot_another(options: dict[str, int]):
+    def digest(**fields: object) -> str:
+        return Labeler(load("helpfulness"), FakeBackend("fake:test", by(worth)), Options(**fields)).digest
+
+    assert digest(**options) == digest()
+    assert digest(cot=True, **options) != digest(cot=True)
 
 
 @pytest.mark.parametrize(

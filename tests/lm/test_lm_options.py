@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lm import decoder, plain
-from lm.head import log_probabilities
 from lm.options import Options
 
 SPLIT = (*tuple(((each,),) for each in range(1, 10)), ((1, 0),))
@@ -143,9 +142,54 @@ def test_nan_weights_come_back_as_nan(tiny_llama):
 
 def test_padding_does_not_change_a_plain_pass(tiny_llama):
     prompts = sequences(10, 2)
-    together = plain.hidden_states(tiny_llama, prompts)
-    values = log_probabilities(tiny_llama, together, [(at, 3) for at in range(len(prompts))])
-    assert values == pytest.approx([brute(tiny_llama, prompt, (3,)) for prompt in prompts], abs=1e-5)
+    table = plain.log_probabilities(tiny_llama, prompts)
+    expected = [brute(tiny_llama, prompt, (3,)) for prompt in prompts]
+    assert table[:, 3].tolist() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Granite", "Cohere", "Gemma2"])
+def test_models_that_change_their_logits_are_asked_for_them(family):
+    import transformers
+
+    sizes = {"vocab_size": 211, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "head_dim": 8}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
+    extra = {"Granite": {"logits_scaling": 8.0}, "Cohere": {"logit_scale": 0.1}, "Gemma2": {}}[family]
+    torch.manual_seed(2)
+    config = getattr(transformers, f"{family}Config")(**sizes, **heads, **extra)
+    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    assert not decoder.supports(model)
+    prompts = sequences(12, 2, shared=10, text=5, tail=4)
+    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
+
+
+def test_single_row_calls_settle_on_the_fixed_part(tiny_llama, monkeypatch):
+    encoded = []
+    original = decoder.encode_prefix
+    monkeypatch.setattr(
+        decoder, "encode_prefix", lambda model, tokens: encoded.append(len(tokens)) or original(model, tokens)
+    )
+    options = Options(tiny_llama)
+    prompts = sequences(13, 6, shared=40, text=60)
+    for at in range(0, len(prompts), 2):
+        found = options.log_probabilities([(prompt, (((3,),),)) for prompt in prompts[at : at + 2]])
+        assert [v for (v,) in found] == pytest.approx(
+            [brute(tiny_llama, p, (3,)) for p in prompts[at : at + 2]], abs=1e-5
+        )
+    assert len(encoded) == 1
+
+
+def test_weights_that_sum_to_infinity_are_seen():
+    from lm.attention import make_plan, tree_attention
+    from lm.rows import packs
+
+    (pack,) = packs([(1, 2)], skip=0, limit=10)
+    plan = make_plan(pack, torch.device("cpu"))
+    query, value = torch.ones(2, 1, 4), torch.full((2, 1, 4), 0.01)
+    key = torch.tensor([[-22.2] * 4, [22.2] * 4]).unsqueeze(1)
+    loud = tree_attention(query, key, value, plan=plan, prefix=None, stable=False)
+    assert not torch.isfinite(loud).all()
+    assert tree_attention(query, key, value, plan=plan, prefix=None, stable=True) == pytest.approx(0.01)
 
 
 def test_bf16_labels_are_not_rounded_to_ties(tiny_llama):

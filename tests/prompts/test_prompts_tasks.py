@@ -206,7 +206,6 @@ def test_the_digest_is_that_of_the_content_wherever_the_file_is(own):
 
 
 CHANGES = {
-    "about": ("Which answer", "Which reply"),
     "polarity": ('"better"', '"worse"'),
     "sample": ("A1:", "B1:"),
     "ending": ("Best=", "Better="),
