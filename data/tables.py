@@ -152,8 +152,11 @@ def _parquet(path: Path) -> Iterator[Numbered]:
     try:
         # glob=False: a name with brackets or a star is that file, never its neighbours
         batches = pl.scan_parquet(path, glob=False).collect_batches(chunk_size=CHUNK, maintain_order=True)
-        rows = (row for batch in batches for row in batch.iter_rows(named=True))
-        yield from (Numbered(number, row) for number, row in enumerate(rows, start=1))
+        number = 0
+        for batch in batches:
+            for row in batch.iter_rows(named=True):
+                number += 1
+                yield Numbered(number, cast("Fields", row))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise FileError(f"{path}: cannot be read as parquet: {_one_line(error)}") from error
 

@@ -75,7 +75,7 @@ def table_interval(table: Array, statistic: Callable[[Array], Array], seed: int 
 
 
 def weighted_interval(count: int, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
-    """A statistic of items with weights that is never negative. `statistic` maps weights (B, n) to (B,).
+    """A statistic of items with weights that lies in 0..1. `statistic` maps weights (B, n) to (B,).
 
     The basic bootstrap, which mirrors the resampled values: a distance such as ECE grows when noise is added, so its
     percentiles would lie above the truth.
@@ -86,7 +86,7 @@ def weighted_interval(count: int, statistic: Callable[[Array], Array], seed: int
     rng = np.random.default_rng(seed)
     weights = (rng.multinomial(count, np.full(count, 1 / count), k).astype(np.float64) for k in _pieces(count))
     draws = np.concatenate([statistic(each) for each in weights])
-    return _percentiles(value, np.maximum(2 * value - draws, 0.0), count)
+    return _percentiles(value, np.clip(2 * value - draws, 0.0, 1.0), count)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -61,7 +61,7 @@ def verdict(result: Alignment) -> list[str]:
     found: list[str] = []
     aligned = result.alignment
     if math.isnan(aligned.low):
-        found.append("Every item says the same, so nothing can be said of how sure this is.")
+        found.append("Every label is an exact tie: the two orders cancel out, and nothing is said about the texts.")
     elif aligned.low <= COIN <= aligned.high:
         found.append("It is not shown to agree with people more often than a coin would: the interval holds 50 %.")
     elif aligned.high < COIN:

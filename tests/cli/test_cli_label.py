@@ -13,6 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from data import tables
 from labeler import fake
 from labeler.fake import RULES
 
@@ -228,3 +229,11 @@ def test_control_c_says_where_the_work_is_and_loses_none(cli, lines, tmp_path: P
     said = cli(*words, "--json")
     assert said.json["resumed"] + said.json["answered"] == 400
     assert said.json["resumed"] > 0
+
+
+@pytest.mark.parametrize("name", ["o.parquet", "o.jsonl"])
+def test_an_output_of_many_pieces_is_written(cli, lines, tmp_path: Path, name: str):
+    rows = lines([{"id": str(at), "prompt": f"p {at}", "responses": ["a", "b"]} for at in range(5000)])
+    said = cli("label", rows, "--task", "helpfulness", "--model", "fake:noise", "--out", name)
+    assert said.status == 0
+    assert sum(1 for _ in tables.read(str(tmp_path / name))) == 5000

@@ -92,3 +92,34 @@ def test_unknown_models_are_one_line(name, message, cache):
     with pytest.raises(ModelError, match=message) as caught:
         load(name, cache=cache)
     assert "\n" not in str(caught.value)
+
+
+def test_added_tokens_that_are_not_special_stay_text_too(smollm2):
+    import copy
+
+    tokenizer = copy.deepcopy(smollm2.tokenizer)
+    tokenizer.add_tokens(["<think>"])
+    (added,) = tokenizer("<think>", add_special_tokens=False).input_ids
+    found = Encoder(tokenizer).encode("judge", "a <think> b", "answer")
+    assert added not in found
+    assert "a <think> b" in tokenizer.decode(list(found))
+
+
+def test_weights_that_changed_are_another_model(tmp_path, cache):
+    import shutil
+
+    from lm.load import _identity
+
+    folder = tmp_path / "copy"
+    shutil.copytree(embedded.folder(cache), folder)
+    before = _identity("x", folder, None, torch.bfloat16)
+    assert _identity("x", folder, None, torch.bfloat16) == before
+    with (folder / "model.safetensors").open("r+b") as weights:
+        weights.seek(200_000_000)
+        weights.write(bytes(2_000_000))
+    assert _identity("x", folder, None, torch.bfloat16) != before
+
+
+def test_an_unknown_device_is_one_line(cache):
+    with pytest.raises(ModelError, match="--device foo: cannot be used"):
+        load("smollm2", cache=cache, device="foo")
