@@ -167,7 +167,7 @@ def _csv(path: Path) -> Iterator[Numbered]:
     with _opened(path) as file:
         lines = csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""))
         try:
-            header = next(lines, [])
+            header = next(lines, None) or [""]
             if len(header) == 1 and ";" in header[0]:
                 raise FileError(f"{path}: the columns are separated by ';'; expected commas")
             for number, cells in enumerate((each for each in lines if each), start=1):
