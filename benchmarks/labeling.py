@@ -168,7 +168,8 @@ def main() -> None:
     by_length = {}
     for length in LENGTHS:
         other, others = workload(length)
-        by_length[str(length)] = COMPARISONS / ours(backend, other, others)
+        half = others[: COMPARISONS // 2]
+        by_length[str(length)] = len(half) / ours(backend, other, half)
     result = {
         "ratios": ratios,
         "comparisons_per_second": rate,
