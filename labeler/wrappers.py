@@ -24,11 +24,10 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Answers from a store what was asked before, asks `inner` only for the rest, and keeps what it says at once."""
+class _Around:
+    """All that a wrapper passes on as it is: everything but the two verbs."""
 
     inner: Backend
-    store: Store
 
     @property
     def name(self) -> str:
@@ -46,17 +45,24 @@ class Cached:
     def calls(self) -> int:
         return self.inner.calls
 
-    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await self._through(requests, self.inner.likelihoods, Likelihoods, CHOICES)
-
-    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await self._through(requests, self.inner.texts, Text, TEXTS)
-
     def overflow(self, request: Choose | Write) -> int:
         return self.inner.overflow(request)
 
     async def close(self) -> None:
         await self.inner.close()
+
+
+@dataclass(frozen=True)
+class Cached(_Around):
+    """Answers from a store what was asked before, asks `inner` only for the rest, and keeps what it says at once."""
+
+    store: Store
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        return await self._through(requests, self.inner.likelihoods, Likelihoods, CHOICES)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        return await self._through(requests, self.inner.texts, Text, TEXTS)
 
     async def _through(
         self, requests: Sequence[Q], ask: Callable[[Sequence[Q]], Awaitable[list[A | Failed]]], kind: type[A], size: int
@@ -81,27 +87,10 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Metered:
+class Metered(_Around):
     """Counts what goes through: put it inside of the cache to count what is really asked."""
 
-    inner: Backend
     meter: Meter
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def identity(self) -> str:
-        return self.inner.identity
-
-    @property
-    def rows(self) -> int:
-        return self.inner.rows
-
-    @property
-    def calls(self) -> int:
-        return self.inner.calls
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
         answers = await self.inner.likelihoods(requests)
@@ -112,12 +101,6 @@ class Metered:
         answers = await self.inner.texts(requests)
         self._count(answers)
         return answers
-
-    def overflow(self, request: Choose | Write) -> int:
-        return self.inner.overflow(request)
-
-    async def close(self) -> None:
-        await self.inner.close()
 
     def _count(self, answers: Sequence[Likelihoods | Text | Failed]) -> None:
         self.meter.asked += len(answers)

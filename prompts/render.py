@@ -62,7 +62,6 @@ class PairQuestion:
 
     polarity: Polarity
     ending: str
-    style: Style
     system: str
     lead: str
     """All that stands before the sample: the exemplars."""
@@ -110,7 +109,6 @@ def pair_question(task: Task, style: Style) -> PairQuestion:
     return PairQuestion(
         polarity=pair.polarity,
         ending=pair.ending,
-        style=style,
         system=_compiled(pair.preambles[pair.preamble]).render(cot=style.cot),
         lead=_examples(pair, style),
         halves=_halves(pair.sample),
