@@ -451,6 +451,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+        sys.stdout.flush()  # here, so that a reader who left early is met below and not at exit
     except CycloptsError:
         sys.exit(USAGE)
     except RlaifError as error:
@@ -460,7 +461,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is flushed at exit, to nobody
         sys.exit(FAILED)
     except Exception as error:  # the edge: whatever else happens is one line too
         if debug:

@@ -71,8 +71,9 @@ rlaif.main(["tasks"])
 """
 
 
-def test_a_reader_that_leaves_early_is_no_traceback(process):
-    said = process("-c", CLOSED)
+@pytest.mark.parametrize("python", [(), ("-u",)])
+def test_a_reader_that_leaves_early_is_no_traceback(process, python):
+    said = process(*python, "-c", CLOSED)
     assert said.status == 1
     assert "Traceback" not in said.err
     assert "Exception" not in said.err
