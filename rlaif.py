@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from data.records import Comparison
     from evaluator.alignment import Alignment
     from labeler.asking import Options
+    from labeler.opening import Reach
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
 NEXT = """
@@ -49,6 +50,7 @@ models_app = App(name="models", help="List the models that a name can mean, or f
 app.command(models_app)
 
 _ASKING, _RUNNING = Group("How the model is asked", sort_key=1), Group("How the job runs", sort_key=2)
+_REMOTE = Group("A model behind a server", sort_key=3)
 
 
 @Parameter(name="*", group=_ASKING)
@@ -95,14 +97,45 @@ class Running:
     """Print one JSON object with the outcome."""
 
 
+@Parameter(name="*", group=_REMOTE)
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """How a server is asked, and how much it may cost. Keys come from the environment (OPENAI_API_KEY)."""
+
+    base_url: str | None = None
+    """A server of your own that speaks OpenAI's protocol, for example http://127.0.0.1:8000/v1."""
+    budget: float | None = None
+    """USD: no request starts once so much is spent; the same command with a larger budget goes on."""
+    price: str | None = None
+    """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know the model."""
+    in_flight: int = 256
+    """Most requests at once; fewer while the server says that it is too much."""
+    rpm: int | None = None
+    """Most requests a minute. Default: what the server's headers say."""
+    tpm: int | None = None
+    """Most tokens a minute. Default: what the server's headers say."""
+    timeout: float = 120.0
+    """Seconds for one attempt of a request."""
+    attempts: int = 8
+    """How often a request is tried before its row fails."""
+
+
 Task = Annotated[str, Parameter(help="A task's name (`rlaif tasks`), NAME:PREAMBLE, or the path of your own .toml.")]
-Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, fake:RULE (`rlaif models`).")]
+Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, openai:NAME, fake:RULE (`rlaif models`).")]
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
 
 
 @app.command
 def label(
-    comparisons: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+    comparisons: str,
+    /,
+    *,
+    task: Task,
+    model: Model,
+    out: Out,
+    asking: Asking = Asking(),
+    running: Running = Running(),
+    remote: Remote = Remote(),
 ) -> int:
     """Label which of two responses is better: a soft label p for each comparison.
 
@@ -117,12 +150,22 @@ def label(
     from data.records import Label
     from labeler.preference import Labeler
 
-    return _job(Labeler, Label, read(comparisons, running.columns), comparisons, task, model, out, asking, running)
+    return _job(
+        Labeler, Label, read(comparisons, running.columns), comparisons, task, model, out, asking, running, remote
+    )
 
 
 @app.command
 def score(
-    responses: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+    responses: str,
+    /,
+    *,
+    task: Task,
+    model: Model,
+    out: Out,
+    asking: Asking = Asking(),
+    running: Running = Running(),
+    remote: Remote = Remote(),
 ) -> int:
     """Score single responses from 1 to 10: the expectation over the ten answers, and a reward in [-1, 1].
 
@@ -135,12 +178,20 @@ def score(
     from data.records import Score
     from labeler.score import Scorer
 
-    return _job(Scorer, Score, read(responses, running.columns), responses, task, model, out, asking, running)
+    return _job(Scorer, Score, read(responses, running.columns), responses, task, model, out, asking, running, remote)
 
 
 @app.command
 def rank(
-    comparisons: str, /, *, task: Task, model: Model, out: Out, asking: Asking = Asking(), running: Running = Running()
+    comparisons: str,
+    /,
+    *,
+    task: Task,
+    model: Model,
+    out: Out,
+    asking: Asking = Asking(),
+    running: Running = Running(),
+    remote: Remote = Remote(),
 ) -> int:
     """Put two to nine responses in order: all pairs, both orders, one Bradley-Terry line.
 
@@ -153,7 +204,9 @@ def rank(
     from data.records import Ranking
     from labeler.ranking import Ranker
 
-    return _job(Ranker, Ranking, read(comparisons, running.columns), comparisons, task, model, out, asking, running)
+    return _job(
+        Ranker, Ranking, read(comparisons, running.columns), comparisons, task, model, out, asking, running, remote
+    )
 
 
 @evaluate.command
@@ -383,6 +436,7 @@ def _job(
     out: Path,
     asking: Asking,
     running: Running,
+    remote: Remote,
 ) -> int:
     from data import tables
     from labeler.commands import Job, execute
@@ -399,6 +453,8 @@ def _job(
         limit=running.limit,
         fresh=running.fresh,
         strict=running.strict,
+        reach=_reach(remote),
+        budget=remote.budget,
     )
     done = execute(compile_task, kind, rows, job, tables.count(source))
     if running.json:
@@ -421,6 +477,18 @@ def _options(asking: Asking) -> Options:
         clamp=_clamp(asking.clamp),
         seed=asking.seed,
     )
+
+
+def _reach(remote: Remote) -> Reach:
+    from labeler.opening import Reach
+    from labeler.pace import Limits
+    from labeler.prices import given
+
+    if min(remote.in_flight, remote.attempts, remote.rpm or 1, remote.tpm or 1) < 1 or remote.timeout <= 0:
+        raise RlaifError("--in-flight, --attempts, --rpm, --tpm must be at least 1, --timeout more than 0")
+    limits = Limits(remote.in_flight, remote.rpm, remote.tpm, remote.timeout, remote.attempts)
+    keys = {name: key for name in ("openai",) if (key := os.environ.get(f"{name.upper()}_API_KEY", "").strip())}
+    return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
 
 
 def _clamp(text: str | None) -> tuple[float, float] | None:

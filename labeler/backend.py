@@ -89,7 +89,7 @@ class Backend(Protocol):
 
     `name` is what the user called it; `identity` also changes with its weights and goes into digests. A call carries
     about `rows` rows of a job, and `calls` of them run at a time: large batches for a local engine, many small ones for
-    a remote one.
+    a remote one. `priced` says that every answer's usage has its cost, which may be 0.
     """
 
     @property
@@ -100,6 +100,8 @@ class Backend(Protocol):
     def rows(self) -> int: ...
     @property
     def calls(self) -> int: ...
+    @property
+    def priced(self) -> bool: ...
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]: ...
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]: ...

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -18,10 +18,10 @@ from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
 from labeler.asking import Options
 from labeler.backend import Backend
-from labeler.job import Outcome, Result, Row, failures_path, journal_path, run, write
+from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
-from labeler.opening import open_backend
-from labeler.wrappers import Cached, Meter, Metered
+from labeler.opening import Reach, open_backend
+from labeler.wrappers import Budgeted, Cached, Meter, Metered
 from prompts.task import Task, load
 
 
@@ -51,6 +51,8 @@ class Job:
     limit: int | None = None
     fresh: bool = False
     strict: bool = False
+    reach: Reach = field(default_factory=Reach)
+    budget: float | None = None
 
 
 @dataclass(frozen=True)
@@ -110,26 +112,22 @@ def execute(
     task = load(job.task)
     compile_task(task, _Unopened(), job.options)
     rows = _started(rows)
-    backend = open_backend(job.model, cache=job.cache, dtype=job.dtype, device=job.device)
+    backend = open_backend(job.model, cache=job.cache, dtype=job.dtype, device=job.device, reach=job.reach)
     meter = Meter()
-    metered = Metered(backend, meter)
+    metered: Backend = Metered(backend, meter)
+    if job.budget is not None:
+        if not backend.priced:
+            raise RlaifError(
+                f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)"
+            )
+        metered = Budgeted(metered, meter, job.budget)
     digest = compile_task(task, metered, job.options).digest
     journal = Journal(journal_path(job.out), digest, fresh=job.fresh)
     try:
         compiled = compile_task(task, Cached(metered, journal), job.options)
         started = time.perf_counter()
         with _bar(total, job.limit, meter) as bar:
-            outcome = asyncio.run(
-                run(
-                    _limited(rows, job.limit),
-                    compiled,
-                    journal,
-                    bar,
-                    batch=backend.rows,
-                    calls=backend.calls,
-                    strict=job.strict,
-                )
-            )
+            outcome = asyncio.run(_run(_limited(rows, job.limit), compiled, journal, bar, backend, strict=job.strict))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -138,9 +136,24 @@ def execute(
         )
         raise
     finally:
-        asyncio.run(backend.close())
         journal.close()
     return Finished(outcome, meter, seconds, job.out)
+
+
+async def _run(
+    rows: Iterable[Row | Failure],
+    compiled: Compiled,
+    journal: Journal,
+    bar: Progress,
+    backend: Backend,
+    *,
+    strict: bool,
+) -> Outcome:
+    """The job, and the backend closed after it: connections end in the event loop that opened them."""
+    try:
+        return await run(rows, compiled, journal, bar, batch=backend.rows, calls=backend.calls, strict=strict)
+    finally:
+        await backend.close()
 
 
 class _Unopened:
@@ -148,6 +161,7 @@ class _Unopened:
 
     name = identity = ""
     rows = calls = 1
+    priced = False
 
     async def likelihoods(self, requests: object) -> Any:
         raise NotImplementedError

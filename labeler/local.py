@@ -23,6 +23,7 @@ class LocalBackend:
     """Runs one batch at a time in a thread, so that the job's journal and progress go on beside it."""
 
     calls = 1
+    priced = True
 
     def __init__(self, name: str, loaded: LanguageModel) -> None:
         self.name = name

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from labeler.backend import Backend, BackendError
+from labeler.pace import Limits
+from labeler.prices import Price, listed
 
 LISTING = """\
 local:smollm2          SmolLM2-135M-Instruct, embedded: offline, on a CPU; far too small to be trusted
 local:DIR              a Hugging Face model folder, through transformers and torch
 local:OWNER/NAME       a model of the Hugging Face hub, or of its local cache
+openai:NAME            OpenAI, with the key in OPENAI_API_KEY
+openai:NAME --base-url URL   any server that speaks its protocol: vLLM, SGLang, llama.cpp, LM Studio, ...
 fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
 
 
-def open_backend(name: str, *, cache: Path, dtype: str, device: str) -> Backend:
+@dataclass(frozen=True)
+class Reach:
+    """Where a remote model is, with which keys (by provider, from the environment), how fast, at what price."""
+
+    base_url: str | None = None
+    keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    limits: Limits = field(default_factory=Limits)
+    price: Price | None = None
+
+
+def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reach | None = None) -> Backend:
     """The backend behind `KIND:NAME`. Raises BackendError, or ModelError where a local model cannot be loaded."""
     kind, _, rest = name.partition(":")
     if not rest:
@@ -24,6 +40,17 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str) -> Backend:
             from labeler.local import open_local
 
             return open_local(rest, cache=cache, dtype=dtype, device=device)
+        case "openai":
+            from labeler.openai import open_openai
+
+            reach = reach or Reach()
+            return open_openai(
+                rest,
+                base_url=reach.base_url,
+                key=reach.keys.get("openai"),
+                limits=reach.limits,
+                price=reach.price or (listed("openai", rest) if reach.base_url is None else None),
+            )
         case "fake":
             from labeler.fake import open_fake
 

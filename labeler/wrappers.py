@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+from data.errors import RlaifError
 from data.tables import batched
 from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key
 
@@ -44,6 +45,10 @@ class _Around:
     @property
     def calls(self) -> int:
         return self.inner.calls
+
+    @property
+    def priced(self) -> bool:
+        return self.inner.priced
 
     def overflow(self, request: Choose | Write) -> int:
         return self.inner.overflow(request)
@@ -109,3 +114,31 @@ class Metered(_Around):
                 self.meter.failed += 1
             else:
                 self.meter.usage += answer.usage
+
+
+class BudgetError(RlaifError):
+    """The job has spent what it may; what was answered is in the journal."""
+
+
+@dataclass(frozen=True)
+class Budgeted(_Around):
+    """Stops the job before a request once `meter` has reached `usd`: at most what is in flight then is spent beyond."""
+
+    meter: Meter
+    usd: float
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        self._check()
+        return await self.inner.likelihoods(requests)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        self._check()
+        return await self.inner.texts(requests)
+
+    def _check(self) -> None:
+        spent = self.meter.usage.usd or 0.0
+        if spent >= self.usd:
+            raise BudgetError(
+                f"--budget {self.usd:g}: ${spent:.4f} are spent; what was answered is kept, and the same command with a"
+                " larger budget goes on there"
+            )

@@ -1,0 +1,204 @@
+"""One request to a server, until it is answered or cannot be: transport, what its errors mean, and trying again.
+
+The call itself is aiohttp, not a provider's SDK: for answers of one token the SDKs' own work takes four times as long
+as the request (docs/speed.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import aiohttp
+import tenacity
+from pydantic import BaseModel, ValidationError
+
+from labeler.backend import BackendError, Failed
+from labeler.pace import Limits, Pace
+
+T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
+
+THROTTLED = frozenset({429, 503, 529})
+BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=30)
+TRANSIENT = frozenset({408, 409, 425, 500, 502, 504, 520, 522, 524})
+
+
+@dataclass
+class AgainError(Exception):
+    """This attempt gave nothing; another may. `after` is when the server wants to be asked again."""
+
+    reason: str
+    message: str
+    throttled: bool = False
+    after: float | None = None
+
+
+@dataclass
+class RefusedError(Exception):
+    """The server will not answer this request, however often it is asked."""
+
+    reason: str
+    message: str
+
+
+class Client:
+    """A server behind a base URL. Opens its connections at the first request; `close` in the same event loop."""
+
+    def __init__(self, base_url: str, headers: Mapping[str, str], limits: Limits, *, secret: str = "") -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = {"content-type": "application/json", **headers}
+        self._limits, self._secret = limits, secret
+        self._session: aiohttp.ClientSession | None = None
+        self.pace = Pace(limits)
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def get(self, path: str) -> bytes:
+        """One plain GET. Raises AgainError, RefusedError or BackendError."""
+        status, headers, body = await self._exchange("GET", path, None)
+        if status >= 400:
+            raise self._error(status, headers, body)
+        return body
+
+    async def ask(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
+        """Post until `read` makes an answer of what comes back. `read` raises AgainError for answers of no use."""
+        attempts = 0
+
+        async def once() -> T:
+            nonlocal attempts
+            attempts += 1
+            return await self._attempt(path, body, tokens, read)
+
+        try:
+            return await once()  # most requests need no more, and never meet the machinery below
+        except RefusedError as error:
+            return Failed(error.reason, error.message)
+        except AgainError as error:
+            first: AgainError | None = error
+
+        async def again() -> T:
+            nonlocal first
+            if first is not None:
+                error, first = first, None
+                raise error
+            return await once()
+
+        try:
+            return await tenacity.AsyncRetrying(
+                retry=tenacity.retry_if_exception_type(AgainError),
+                stop=tenacity.stop_after_attempt(self._limits.attempts)
+                | tenacity.stop_after_delay(self._limits.patience),
+                wait=self._wait,
+                reraise=True,
+            )(again)
+        except (AgainError, RefusedError) as error:
+            return Failed(error.reason, error.message, attempts)
+
+    async def _attempt(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T:
+        entered, throttled = await self.pace.enter(tokens), False
+        try:
+            status, headers, answer = await self._exchange("POST", path, body)
+            self.pace.learn(headers)
+            if status >= 400:
+                raise self._error(status, headers, answer)
+            return read(answer)
+        except AgainError as error:
+            throttled = error.throttled
+            if error.after is not None:
+                self.pace.pause(error.after)
+            raise
+        finally:
+            self.pace.leave(entered, throttled=throttled)
+
+    async def _exchange(self, verb: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),  # the pace is the only limit
+                timeout=aiohttp.ClientTimeout(total=self._limits.timeout, connect=10),
+                headers=self._headers,
+                trust_env=True,
+                auto_decompress=True,
+            )
+        try:
+            async with self._session.request(verb, self.base_url + path, data=body, allow_redirects=False) as reply:
+                return reply.status, reply.headers, await reply.read()
+        except TimeoutError:
+            raise AgainError("timeout", f"no answer within {self._limits.timeout:g} s", throttled=True) from None
+        except aiohttp.InvalidURL:
+            raise BackendError(f"--base-url {self.base_url}: is not a URL; expected http://HOST:PORT/v1") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise AgainError("connection", f"{self.base_url}: {type(error).__name__}: {error}") from None
+
+    def _error(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+        """What a status above 399 means for this request, for the pace and for the job."""
+        kind, message = self._said(body)
+        text = f"{self.base_url}: status {status}" + (f": {message}" if message else "")
+        if status in {401, 403}:
+            return BackendError(f"{self.base_url}: the key was refused (status {status}); check the key and its rights")
+        if kind == "insufficient_quota" or "credit balance" in message or status == 402:
+            return BackendError(f"{text}; nothing more can be asked with this account")
+        if status == 404:
+            return BackendError(f"{text}; check --model and --base-url")
+        if status in THROTTLED or status == 408:
+            return AgainError(
+                "rate_limit" if status == 429 else "overloaded", text, throttled=True, after=retry_after(headers)
+            )
+        if status in TRANSIENT or status >= 500:
+            return AgainError("server_error", text, after=retry_after(headers))
+        if kind == "context_length_exceeded" or "maximum context length" in message or "prompt is too long" in message:
+            return RefusedError("too_long", text)
+        return RefusedError("refused", text)
+
+    def _said(self, body: bytes) -> tuple[str, str]:
+        """The kind and message of an error body in OpenAI's or Anthropic's shape, without the key, in one line."""
+        try:
+            error = _Errors.model_validate_json(body).error
+        except ValidationError:
+            return "", ""
+        message = " ".join(error.message.split())[:300]
+        return str(error.code or error.type or ""), message.replace(self._secret, "***") if self._secret else message
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        """What the server asked for, up to the cap; else exponential with full jitter."""
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, AgainError) and error.after is not None:
+            return min(error.after, self._limits.longest_wait)
+        return BACKOFF(state)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from `retry-after-ms` or `retry-after`; None where they are absent, dates or nonsense."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) / unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds) and seconds >= 0:
+            return seconds
+    return None
+
+
+def parsed(kind: type[M], body: bytes) -> M:
+    """An answer as a record. Raises AgainError: half an answer, or none, is no reason to give up the row."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the answer"
+        raise AgainError("unparsable", f"{where}: {first['msg'][:120]}") from None
+
+
+class _Error(BaseModel):
+    message: str = ""
+    type: str | None = None
+    code: str | int | None = None
+
+
+class _Errors(BaseModel):
+    error: _Error
