@@ -7,6 +7,7 @@ compute those without their prefix cache.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,10 @@ A = TypeVar("A")
 OFFICIAL = "https://api.openai.com/v1"
 CONTINUING = frozenset({"vllm", "sglang"})
 """`owned_by` of the servers that go on with a last assistant message when asked to."""
+
+BLANK = b" "
+LEAST = math.log(1e-4)
+"""A blank less likely than this moves no label: the strings after it are not worth a request."""
 
 CHARACTERS = 4
 """Of one token, roughly: for the allowance of tokens a minute before an answer tells how many they were."""
@@ -71,36 +76,65 @@ class OpenAIBackend:
         await self._client.close()
 
     async def _choose(self, request: Choose) -> Likelihoods | Failed:
-        """The options as one token each; then, where one goes on to another ("1", "10"), the token after it."""
         started = time.perf_counter()
-
-        def one_token(said: Completion) -> tuple[list[float], list[bool], Usage]:
-            values, seen = top.likelihoods(said.tops(), request.options)
-            return values, seen, self._usage(said, started)
-
-        found = await self._ask(self._choice(request), one_token)
+        found = await self._strings(request, blank=self._server.continues)
         if isinstance(found, Failed):
             return found
-        values, seen, usage = found
+        values, least, usage = found
+        seen = tuple(max(value, least) for value in values)
+        return Likelihoods(seen, replace(usage, seconds=time.perf_counter() - started))
+
+    async def _strings(self, request: Choose, *, blank: bool) -> tuple[list[float], float, Usage] | Failed:
+        """Each option's log-probability over the token strings that write it, and the most that one not listed has.
+
+        One request tells the options that are one token. Two more kinds of string need a server that goes on with an
+        answer: a longer option in two tokens, P("10") = P("1") P("0" | "1"), which is taken from "1" alone; and, with
+        `blank`, a token of its own for the blank, P(" 1") = P(" ") P("1" | " ").
+        """
+
+        def read(said: Completion) -> tuple[top.Place, Usage]:
+            tops = said.tops()
+            if not any(value > -math.inf for value in top.listed(tops, request.options)) and not (
+                blank and BLANK in tops
+            ):
+                shown = ", ".join(request.options)
+                raise top.UnusableError(f"none of the options {shown} is among the {len(tops)} likeliest tokens")
+            return tops, self._usage(said)
+
+        found = await self._ask(self._choice(request), read)
+        if isinstance(found, Failed):
+            return found
+        tops, usage = found
+        values = top.listed(tops, request.options)
         for at, option in enumerate(request.options):
-            if seen[at] or option[:-1] not in request.options or not self._server.continues:
+            if values[at] > -math.inf or option[:-1] not in request.options or not self._server.continues:
                 continue
-            # The token is not there, so it may be two: P("10") = P("1") P("0" | "1"), and "1" alone has the rest.
-            longer = Choose(replace(request.prompt, answer=request.prompt.answer + option[:-1]), (option[-1],))
-            last = option[-1]
-            more = await self._ask(
-                self._choice(longer), lambda said, last=last: (top.chance(said.tops(), last), self._usage(said, 0.0))
-            )
+            shorter = request.options.index(option[:-1])
+            if values[shorter] == -math.inf:
+                continue
+            after = Choose(_answered(request.prompt, option[:-1]), (option[-1],))
+            more = await self._ask(self._choice(after), lambda said: (said.tops(), self._usage(said)))
             if isinstance(more, Failed):
                 return more
-            share, cost = more
-            shorter, usage = request.options.index(option[:-1]), usage + replace(cost, seconds=0.0)
+            share = top.chance(more[0], option[-1])
             values[at] = values[shorter] + top.log(share)
             values[shorter] += top.log(1 - share)
-        return Likelihoods(tuple(values), replace(usage, seconds=time.perf_counter() - started))
+            usage += more[1]
+        if blank and (gap := tops.get(BLANK, -math.inf)) > LEAST:
+            after = await self._strings(Choose(_answered(request.prompt, " "), request.options), blank=False)
+            if isinstance(after, Failed):
+                return after
+            values = [top.add(value, gap + more) for value, more in zip(values, after[0], strict=True)]
+            usage += after[2]
+        return values, top.bound(tops), usage
 
     async def _write(self, request: Write) -> Text | Failed:
         started = time.perf_counter()
+
+        def read(said: Completion) -> Text:
+            text = self._text(said, request.stop)
+            return replace(text, usage=replace(text.usage, seconds=time.perf_counter() - started))
+
         body = {
             "messages": self._messages(request.prompt, ""),
             self._most: request.max_tokens,
@@ -110,7 +144,7 @@ class OpenAIBackend:
         }
         if request.top_k and self._server.continues:
             body["top_k"] = request.top_k
-        return await self._ask(body, lambda said: self._text(said, request.stop, started))
+        return await self._ask(body, read)
 
     async def _ask(self, body: Mapping[str, Any], read: Callable[[Completion], T]) -> T | Failed:
         """Ask until there is an answer that `read` can use; those of no use fail as `unparsable` in the end."""
@@ -152,19 +186,23 @@ class OpenAIBackend:
         turns = [("user", prompt.user), ("assistant", reason), ("user", last)]
         return [system, *({"role": role, "content": content} for role, content in turns)]
 
-    def _text(self, said: Completion, stops: Sequence[str], started: float) -> Text:
+    def _text(self, said: Completion, stops: Sequence[str]) -> Text:
         message = said.choices[0].message
         if message.refusal:
             raise RefusedError("refusal", "the model refused to answer")
         if message.content is None:
             raise AgainError("unparsable", "the answer has no text")
         ends = [at for stop in stops if (at := message.content.find(stop)) >= 0]
-        return Text(message.content[: min(ends, default=len(message.content))], self._usage(said, started))
+        return Text(message.content[: min(ends, default=len(message.content))], self._usage(said))
 
-    def _usage(self, said: Completion, started: float) -> Usage:
+    def _usage(self, said: Completion) -> Usage:
         used = said.usage or Used()
         usd = None if self._price is None else self._price.usd(used.prompt_tokens, used.cached, used.completion_tokens)
-        return Usage(used.prompt_tokens, used.completion_tokens, usd, time.perf_counter() - started)
+        return Usage(used.prompt_tokens, used.completion_tokens, usd)
+
+
+def _answered(prompt: Prompt, text: str) -> Prompt:
+    return replace(prompt, answer=prompt.answer + text)
 
 
 async def _all(one: Callable[[Q], Awaitable[A]], requests: Sequence[Q]) -> list[A]:

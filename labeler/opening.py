@@ -14,6 +14,7 @@ LISTING = """\
 local:smollm2          SmolLM2-135M-Instruct, embedded: offline, on a CPU; far too small to be trusted
 local:DIR              a Hugging Face model folder, through transformers and torch
 local:OWNER/NAME       a model of the Hugging Face hub, or of its local cache
+vllm:DIR-or-OWNER/NAME the same models through vLLM in this process (also vllm:smollm2)
 openai:NAME            OpenAI, with the key in OPENAI_API_KEY
 openai:NAME --base-url URL   any server that speaks its protocol: vLLM, SGLang, llama.cpp, LM Studio, ...
 fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
@@ -36,10 +37,15 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
     match kind:
         case "local":
-            _need_torch()
+            _need("local", "torch transformers", "local models")
             from labeler.local import open_local
 
             return open_local(rest, cache=cache, dtype=dtype, device=device)
+        case "vllm":
+            _need("vllm", "vllm", "vLLM models")
+            from labeler.vllm import open_vllm
+
+            return open_vllm(rest, cache=cache, dtype=dtype)
         case "openai":
             from labeler.openai import open_openai
 
@@ -59,9 +65,9 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
             raise BackendError(f"--model {name}: unknown kind {kind!r}; `rlaif models` lists what there is")
 
 
-def _need_torch() -> None:
+def _need(extra: str, packages: str, what: str) -> None:
     from importlib.util import find_spec
 
-    missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
+    missing = [package for package in packages.split() if find_spec(package) is None]
     if missing:
-        raise BackendError(f"local models need {' and '.join(missing)}: pip install 'rlaif-service[local]'")
+        raise BackendError(f"{what} need {' and '.join(missing)}: pip install 'rlaif-service[{extra}]'")

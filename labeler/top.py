@@ -37,25 +37,21 @@ def place(tokens: Iterable[tuple[bytes, float]]) -> Place:
             dropped = True
             continue
         text = token.removeprefix(b" ") or token
-        found[text] = _add(found[text], value) if text in found else value
+        found[text] = add(found[text], value) if text in found else value
     if dropped and _left(found) > LOST:
         # What comes next in the list must be the likeliest of what is left over, not next to impossible.
         raise UnusableError(f"tokens are marked impossible where {_left(found):.0%} of the probability is left over")
     return found
 
 
-def likelihoods(tops: Place, options: Sequence[str]) -> tuple[list[float], list[bool]]:
-    """Each option's log-probability as one token, and whether it was seen.
+def listed(tops: Place, options: Sequence[str]) -> list[float]:
+    """Each option's log-probability as one token; minus infinity where it is not listed."""
+    return [tops.get(option.encode(), -math.inf) for option in options]
 
-    An option that is not listed cannot be likelier than the least of the list, nor than what the list leaves over: it
-    gets that bound. Raises UnusableError where no option is listed.
-    """
-    keys = [option.encode() for option in options]
-    seen = [key in tops for key in keys]
-    if not any(seen):
-        raise UnusableError(f"none of the options {', '.join(options)} is among the {len(tops)} likeliest tokens")
-    bound = min(0.0, *tops.values(), log(_left(tops)))
-    return [tops.get(key, bound) for key in keys], seen
+
+def bound(tops: Place) -> float:
+    """The most that a token can have which is not listed: no more than the least of the list, nor than what is left."""
+    return min(0.0, *tops.values(), log(_left(tops)))
 
 
 def chance(tops: Place, token: str) -> float:
@@ -73,6 +69,7 @@ def _left(tops: Place) -> float:
     return max(0.0, 1 - math.fsum(math.exp(value) for value in tops.values()))
 
 
-def _add(first: float, second: float) -> float:
+def add(first: float, second: float) -> float:
+    """log(exp(first) + exp(second))."""
     high, low = max(first, second), min(first, second)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -31,7 +31,7 @@ class LanguageModel:
 
 def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -> LanguageModel:
     """Load `smollm2`, a folder, or a hub id. Raises ModelError with one line that says what to do."""
-    place = embedded.folder(cache) if name == embedded.NAME else _place(name)
+    place = find(name, cache)
     where = _device(device)
     kind = _dtype(dtype, where)
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -48,7 +48,10 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
     return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
-def _place(name: str) -> str | Path:
+def find(name: str, cache: Path) -> str | Path:
+    """The folder of `smollm2` or of a folder's name, or the hub id as it is. Raises ModelError."""
+    if name == embedded.NAME:
+        return embedded.folder(cache)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -96,18 +99,26 @@ def _context(model: Any, tokenizer: Any) -> int:
 
 
 def _identity(name: str, place: str | Path, model: Any, dtype: torch.dtype) -> str:
-    """Name, number format, and a hash of the files: small ones whole, weights at thousands of places spread over them,
-    so that training or merging into the same folder is noticed, and large models take seconds. A hub id has its commit.
+    """Name, number format, and what the files hold. A hub id has its commit."""
+    found = files_hash(place) if isinstance(place, Path) else commit_hash(getattr(model.config, "_commit_hash", None))
+    return f"local:{name}@{found}/{str(dtype).removeprefix('torch.')}"
+
+
+def commit_hash(commit: str | None) -> str:
+    """Twelve digits for a commit of the hub."""
+    return hashlib.sha256(str(commit).encode()).hexdigest()[:12]
+
+
+def files_hash(folder: Path) -> str:
+    """Twelve digits for a model folder: small files whole, weights at thousands of places spread over them, so that
+    training or merging into the same folder is noticed, and large models take seconds.
     """
     found = hashlib.sha256()
-    if isinstance(place, Path):
-        for file in sorted(place.glob("*")):
-            if file.suffix in {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}:
-                found.update(f"{file.name} {file.stat().st_size}".encode())
-                _update(found, file)
-    else:
-        found.update(str(getattr(model.config, "_commit_hash", None)).encode())
-    return f"local:{name}@{found.hexdigest()[:12]}/{str(dtype).removeprefix('torch.')}"
+    for file in sorted(folder.glob("*")):
+        if file.suffix in {".safetensors", ".json", ".jinja", ".bin", ".model", ".txt"}:
+            found.update(f"{file.name} {file.stat().st_size}".encode())
+            _update(found, file)
+    return found.hexdigest()[:12]
 
 
 def _update(found: Any, file: Path) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 
 from data.tables import batched
-from lm import decoder, head, plain
+from lm import decoder, head, plain, strings
 from lm.rows import Tokens, common_prefix, packs
-
-Variants = tuple[tuple[Tokens, ...], ...]
-"""For each option, the token strings that write it."""
+from lm.strings import Variants
 
 Read = Callable[[Sequence[tuple[int, int]]], list[float]]
 """Log-probabilities of (sequence's number, token) pairs."""
@@ -44,13 +41,8 @@ class Options:
         Where one option's tokens begin another's ("1" and "10" in two tokens), the probability of going on is taken
         from the shorter one. Several variants of an option add up. NaN comes back as NaN.
         """
-        nodes: dict[Tokens, set[int]] = {}
-        for prompt, variants in asks:
-            for tokens in _all(variants):
-                for depth, token in enumerate(tokens):
-                    nodes.setdefault(prompt + tokens[:depth], set()).add(token)
-        known = self._look_up(nodes)
-        return [_complete(prompt, variants, known) for prompt, variants in asks]
+        known = self._look_up(strings.places(asks))
+        return [strings.complete(prompt, variants, known) for prompt, variants in asks]
 
     def _look_up(self, nodes: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
         known: dict[tuple[Tokens, int], float] = {}
@@ -89,34 +81,6 @@ class Options:
         elif kept < len(self._prefix.tokens):
             self._prefix = self._prefix.cut(kept)
         return self._prefix
-
-
-def _all(variants: Variants) -> Iterable[Tokens]:
-    return (tokens for option in variants for tokens in option)
-
-
-def _complete(prompt: Tokens, variants: Variants, known: dict[tuple[Tokens, int], float]) -> list[float]:
-    """Log-probability of each option's complete strings, by the chain rule over their tokens."""
-    chance = {
-        tokens: math.fsum(known[prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
-        for tokens in set(_all(variants))
-    }
-    return [_log_sum([_ends_here(tokens, chance) for tokens in option]) for option in variants]
-
-
-def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:
-    """log P(tokens) less the probability of going on to a longer option: P("1") (1 - P("0" | "1"))."""
-    own = chance[tokens]
-    longer = [value for other, value in chance.items() if len(other) > len(tokens) and other[: len(tokens)] == tokens]
-    share = math.fsum(math.exp(value - own) for value in longer) if own > -math.inf else 0.0
-    return own + math.log1p(-share) if share < 1 else (-math.inf if share >= 1 else math.nan)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    peak = max(values)
-    if math.isnan(sum(values)) or peak == -math.inf:
-        return math.nan if math.isnan(sum(values)) else -math.inf
-    return peak + math.log(math.fsum(math.exp(value - peak) for value in values))
 
 
 def _pack_limit(model: Any) -> int:

@@ -1,0 +1,49 @@
+"""How likely is an answer of several tokens, from the likelihoods of single tokens? Pure; for every engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from lm.rows import Tokens
+
+Variants = tuple[tuple[Tokens, ...], ...]
+"""For each option, the token strings that write it."""
+
+
+def places(asks: Iterable[tuple[Tokens, Variants]]) -> dict[Tokens, set[int]]:
+    """The sequences after which log-probabilities are needed, and of which tokens, to score options after prompts."""
+    found: dict[Tokens, set[int]] = {}
+    for prompt, variants in asks:
+        for tokens in _all(variants):
+            for depth, token in enumerate(tokens):
+                found.setdefault(prompt + tokens[:depth], set()).add(token)
+    return found
+
+
+def _all(variants: Variants) -> Iterable[Tokens]:
+    return (tokens for option in variants for tokens in option)
+
+
+def complete(prompt: Tokens, variants: Variants, known: Mapping[tuple[Tokens, int], float]) -> list[float]:
+    """Log-probability of each option's complete strings, by the chain rule over their tokens."""
+    chance = {
+        tokens: math.fsum(known[prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
+        for tokens in set(_all(variants))
+    }
+    return [_log_sum([_ends_here(tokens, chance) for tokens in option]) for option in variants]
+
+
+def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:
+    """log P(tokens) less the probability of going on to a longer option: P("1") (1 - P("0" | "1"))."""
+    own = chance[tokens]
+    longer = [value for other, value in chance.items() if len(other) > len(tokens) and other[: len(tokens)] == tokens]
+    share = math.fsum(math.exp(value - own) for value in longer) if own > -math.inf else 0.0
+    return own + math.log1p(-share) if share < 1 else (-math.inf if share >= 1 else math.nan)
+
+
+def _log_sum(values: Sequence[float]) -> float:
+    peak = max(values)
+    if math.isnan(sum(values)) or peak == -math.inf:
+        return math.nan if math.isnan(sum(values)) else -math.inf
+    return peak + math.log(math.fsum(math.exp(value - peak) for value in values))
