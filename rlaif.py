@@ -105,7 +105,7 @@ class Remote:
     base_url: str | None = None
     """A server of your own that speaks OpenAI's protocol, for example http://127.0.0.1:8000/v1."""
     budget: float | None = None
-    """USD: no request starts once so much is spent; the same command with a larger budget goes on."""
+    """USD for this run: no request starts once so much is spent; at most what is in flight then goes beyond."""
     price: str | None = None
     """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know the model."""
     in_flight: int = 256

@@ -6,13 +6,17 @@ the same protocol (labeler/wrappers.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from data.errors import RlaifError
 from data.records import Method, fingerprint
 from prompts.render import Prompt
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 
 class BackendError(RlaifError):
@@ -110,6 +114,15 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+async def together(one: Callable[[Q], Awaitable[A]], requests: Iterable[Q]) -> list[A]:
+    """All at once, in order. What stops the job is raised when every one has ended: their answers were paid for."""
+    found = await asyncio.gather(*map(one, requests), return_exceptions=True)
+    for each in found:
+        if isinstance(each, BaseException):
+            raise each
+    return [each for each in found if not isinstance(each, BaseException)]
 
 
 def request_key(identity: str, request: Choose | Write) -> str:

@@ -21,7 +21,7 @@ class Token(_Part):
 
     token: str
     logprob: float
-    raw: tuple[int, ...] | None = Field(None, alias="bytes")
+    raw: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = Field(None, alias="bytes")
 
     @property
     def text(self) -> bytes:

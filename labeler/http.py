@@ -158,10 +158,12 @@ class Client:
     def _said(self, body: bytes) -> tuple[str, str]:
         """The kind and message of an error body in OpenAI's or Anthropic's shape, without the key, in one line."""
         try:
-            error = _Errors.model_validate_json(body).error
+            said = _Said.model_validate_json(body)
         except ValidationError:
             return "", ""
-        message = " ".join(error.message.split())[:300]
+        error = said.error if isinstance(said.error, _Reason) else said
+        text = said.error if isinstance(said.error, str) else error.message or ""
+        message = " ".join(text.split())[:300]
         return str(error.code or error.type or ""), message.replace(self._secret, "***") if self._secret else message
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
@@ -194,11 +196,13 @@ def parsed(kind: type[M], body: bytes) -> M:
         raise AgainError("unparsable", f"{where}: {first['msg'][:120]}") from None
 
 
-class _Error(BaseModel):
-    message: str = ""
+class _Reason(BaseModel):
+    message: str | None = None
     type: str | None = None
     code: str | int | None = None
 
 
-class _Errors(BaseModel):
-    error: _Error
+class _Said(_Reason):
+    """`{"error": {...}}` as OpenAI and Anthropic write it, `{"error": "..."}`, or the parts themselves."""
+
+    error: _Reason | str | None = None

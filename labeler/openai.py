@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
 from labeler import top
-from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write
+from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, together
 from labeler.completions import Completion, Models, Used
 from labeler.http import AgainError, Client, RefusedError, parsed
 from labeler.pace import Limits
@@ -24,8 +24,6 @@ from labeler.prices import Price
 from prompts.render import Prompt
 
 T = TypeVar("T")
-Q = TypeVar("Q", Choose, Write)
-A = TypeVar("A")
 
 OFFICIAL = "https://api.openai.com/v1"
 CONTINUING = frozenset({"vllm", "sglang"})
@@ -63,10 +61,10 @@ class OpenAIBackend:
             self._fixed |= {"continue_final_message": True, "add_generation_prompt": False}
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await _all(self._choose, requests)
+        return await together(self._choose, requests)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await _all(self._write, requests)
+        return await together(self._write, requests)
 
     def overflow(self, request: Choose | Write) -> int:  # noqa: ARG002
         """Only the server can tell, and says so in its answer."""
@@ -81,11 +79,12 @@ class OpenAIBackend:
         if isinstance(found, Failed):
             return found
         values, least, usage = found
-        seen = tuple(max(value, least) for value in values)
-        return Likelihoods(seen, replace(usage, seconds=time.perf_counter() - started))
+        bounded = tuple(least if value is None else value for value in values)
+        return Likelihoods(bounded, replace(usage, seconds=time.perf_counter() - started))
 
-    async def _strings(self, request: Choose, *, blank: bool) -> tuple[list[float], float, Usage] | Failed:
-        """Each option's log-probability over the token strings that write it, and the most that one not listed has.
+    async def _strings(self, request: Choose, *, blank: bool) -> tuple[list[float | None], float, Usage] | Failed:
+        """Each option's log-probability over the token strings that write it, None where no list has it; and the most
+        that such a one can have.
 
         One request tells the options that are one token. Two more kinds of string need a server that goes on with an
         answer: a longer option in two tokens, P("10") = P("1") P("0" | "1"), which is taken from "1" alone; and, with
@@ -94,9 +93,7 @@ class OpenAIBackend:
 
         def read(said: Completion) -> tuple[top.Place, Usage]:
             tops = said.tops()
-            if not any(value > -math.inf for value in top.listed(tops, request.options)) and not (
-                blank and BLANK in tops
-            ):
+            if not any(option.encode() in tops for option in request.options) and not (blank and BLANK in tops):
                 shown = ", ".join(request.options)
                 raise top.UnusableError(f"none of the options {shown} is among the {len(tops)} likeliest tokens")
             return tops, self._usage(said)
@@ -105,26 +102,26 @@ class OpenAIBackend:
         if isinstance(found, Failed):
             return found
         tops, usage = found
-        values = top.listed(tops, request.options)
+        values = [tops.get(option.encode()) for option in request.options]
         for at, option in enumerate(request.options):
-            if values[at] > -math.inf or option[:-1] not in request.options or not self._server.continues:
+            if values[at] is not None or option[:-1] not in request.options or not self._server.continues:
                 continue
             shorter = request.options.index(option[:-1])
-            if values[shorter] == -math.inf:
+            if (alone := values[shorter]) is None:
                 continue
             after = Choose(_answered(request.prompt, option[:-1]), (option[-1],))
             more = await self._ask(self._choice(after), lambda said: (said.tops(), self._usage(said)))
             if isinstance(more, Failed):
                 return more
             share = top.chance(more[0], option[-1])
-            values[at] = values[shorter] + top.log(share)
-            values[shorter] += top.log(1 - share)
+            values[at], values[shorter] = alone + top.log(share), alone + top.log(1 - share)
             usage += more[1]
         if blank and (gap := tops.get(BLANK, -math.inf)) > LEAST:
             after = await self._strings(Choose(_answered(request.prompt, " "), request.options), blank=False)
             if isinstance(after, Failed):
                 return after
-            values = [top.add(value, gap + more) for value, more in zip(values, after[0], strict=True)]
+            spaced = [None if value is None else gap + value for value in after[0]]
+            values = [_either(value, other) for value, other in zip(values, spaced, strict=True)]
             usage += after[2]
         return values, top.bound(tops), usage
 
@@ -201,17 +198,14 @@ class OpenAIBackend:
         return Usage(used.prompt_tokens, used.completion_tokens, usd)
 
 
+def _either(first: float | None, second: float | None) -> float | None:
+    if first is None or second is None:
+        return second if first is None else first
+    return top.add(first, second)
+
+
 def _answered(prompt: Prompt, text: str) -> Prompt:
     return replace(prompt, answer=prompt.answer + text)
-
-
-async def _all(one: Callable[[Q], Awaitable[A]], requests: Sequence[Q]) -> list[A]:
-    """All at once, in order. What stops the job is raised when every one has ended: their answers were paid for."""
-    found = await asyncio.gather(*map(one, requests), return_exceptions=True)
-    for each in found:
-        if isinstance(each, BaseException):
-            raise each
-    return [each for each in found if not isinstance(each, BaseException)]
 
 
 def open_openai(

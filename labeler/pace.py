@@ -75,6 +75,7 @@ class Pace:
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
                 self._release()
+            self._again()  # who stood behind may need less
             raise
         return loop.time()
 
@@ -133,6 +134,8 @@ class Pace:
             place.set_result(None)
 
     def _again(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = None
         self._wake()
 

@@ -7,13 +7,16 @@ probabilities add up; tokens are compared by their bytes, which no tokenizer's s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 MOST = 20
 """As many as OpenAI and vLLM give."""
 
 NEVER = -9999.0
 """The mark for "very unlikely" (OpenAI's API reference, `logprob`; vLLM writes it for minus infinity)."""
+
+ROUNDING = 1e-3
+"""How far above 0 a log-probability may be."""
 
 LOST = 0.01
 """More probability than this does not get lost by rounding."""
@@ -31,8 +34,8 @@ def place(tokens: Iterable[tuple[bytes, float]]) -> Place:
     found: dict[bytes, float] = {}
     dropped = False
     for token, value in tokens:
-        if math.isnan(value):
-            raise UnusableError("a log-probability is not a number")
+        if math.isnan(value) or value > ROUNDING:
+            raise UnusableError(f"{value} is not a log-probability")
         if value <= NEVER:
             dropped = True
             continue
@@ -42,11 +45,6 @@ def place(tokens: Iterable[tuple[bytes, float]]) -> Place:
         # What comes next in the list must be the likeliest of what is left over, not next to impossible.
         raise UnusableError(f"tokens are marked impossible where {_left(found):.0%} of the probability is left over")
     return found
-
-
-def listed(tops: Place, options: Sequence[str]) -> list[float]:
-    """Each option's log-probability as one token; minus infinity where it is not listed."""
-    return [tops.get(option.encode(), -math.inf) for option in options]
 
 
 def bound(tops: Place) -> float:
@@ -66,7 +64,7 @@ def log(chance: float) -> float:
 
 def _left(tops: Place) -> float:
     """The probability that the list leaves to all other tokens."""
-    return max(0.0, 1 - math.fsum(math.exp(value) for value in tops.values()))
+    return max(0.0, 1 - math.fsum(math.exp(min(value, 0.0)) for value in tops.values()))
 
 
 def add(first: float, second: float) -> float:

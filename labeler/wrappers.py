@@ -8,7 +8,7 @@ from typing import Protocol, TypeVar
 
 from data.errors import RlaifError
 from data.tables import batched
-from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key
+from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key, together
 
 CHOICES, TEXTS = 256, 16
 """Requests whose answers are kept together: what a kill can cost. A local model takes minutes to write 16 texts."""
@@ -75,10 +75,17 @@ class Cached(_Around):
         keys = [request_key(self.identity, request) for request in requests]
         known: dict[str, A | Failed] = {k: v for k, v in self.store.get(keys).items() if isinstance(v, kind)}
         missing = {key: request for key, request in zip(keys, requests, strict=True) if key not in known}
-        for piece in batched(missing.items(), size):
+
+        async def keep(piece: Sequence[tuple[str, Q]]) -> None:
             fresh = dict(zip((key for key, _ in piece), await ask([request for _, request in piece]), strict=True))
             self.store.put((key, answer) for key, answer in fresh.items() if not isinstance(answer, Failed))
             known.update(fresh)
+
+        if self.inner.calls > 1:  # many small calls: each answer is kept when it comes, whatever happens to the others
+            await together(keep, ([each] for each in missing.items()))
+        else:
+            for piece in batched(missing.items(), size):
+                await keep(piece)
         return [known[key] for key in keys]
 
 
@@ -139,6 +146,6 @@ class Budgeted(_Around):
         spent = self.meter.usage.usd or 0.0
         if spent >= self.usd:
             raise BudgetError(
-                f"--budget {self.usd:g}: ${spent:.4f} are spent; what was answered is kept, and the same command with a"
-                " larger budget goes on there"
+                f"--budget {self.usd:g}: this run has spent ${spent:.4f}; what was answered is kept, and the same"
+                " command goes on there, with a budget of its own"
             )

@@ -1,4 +1,4 @@
-"""What every backend must do, and that the three ways to SmolLM2 (transformers, vLLM in process, vLLM's server) agree."""
+"""What every backend must do; and that transformers, vLLM in process and vLLM's server give SmolLM2 the same labels."""
 
 from __future__ import annotations
 
