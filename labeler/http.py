@@ -1,7 +1,7 @@
 """One request to a server, until it is answered or cannot be: transport, what its errors mean, and trying again.
 
-The call itself is aiohttp, not a provider's SDK: for answers of one token the SDKs' own work takes four times as long
-as the request (docs/speed.md).
+The call itself is aiohttp, not a provider's SDK: for answers of one token the SDKs' own work takes several times as
+long as the request.
 """
 
 from __future__ import annotations
