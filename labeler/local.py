@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
+from typing import TypeVar
 
 from labeler.backend import Choose, Failed, Likelihoods, Text, Usage, Write
 from lm.chat import Encoder
@@ -14,6 +16,9 @@ from lm.load import LanguageModel, load
 from lm.options import Options
 from lm.sample import Draw, write
 from prompts.render import Prompt
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 WRITING = 16
 """Texts written at once: their caches share the memory."""
@@ -31,13 +36,14 @@ class LocalBackend:
         self.rows = 16 if loaded.model.device.type == "cpu" else 256
         self._loaded = loaded
         self._encoder = Encoder(loaded.tokenizer)
+        self._one = Lock()  # a cancelled call's thread runs to its end; the next one waits for it
         self._options = Options(loaded.model)
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await asyncio.to_thread(self._likelihoods, requests)
+        return await asyncio.to_thread(self._alone, self._likelihoods, requests)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await asyncio.to_thread(self._texts, requests)
+        return await asyncio.to_thread(self._alone, self._texts, requests)
 
     def overflow(self, request: Choose | Write) -> int:
         extra = request.max_tokens if isinstance(request, Write) else 4
@@ -50,6 +56,10 @@ class LocalBackend:
 
     async def close(self) -> None:
         return None
+
+    def _alone(self, verb: Callable[[Q], A], requests: Q) -> A:
+        with self._one:
+            return verb(requests)
 
     def _encode(self, prompt: Prompt) -> tuple[int, ...]:
         return self._encoder.encode(prompt.system, prompt.user, prompt.answer)

@@ -10,10 +10,11 @@ import asyncio
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write
 from lm import strings
@@ -23,6 +24,9 @@ from prompts.render import Prompt
 
 if TYPE_CHECKING:
     from lm.rows import Tokens
+
+Q = TypeVar("Q")
+A = TypeVar("A")
 
 ROOM = 4
 """Tokens that an answer may take beyond its prompt."""
@@ -39,13 +43,14 @@ class VllmBackend:
         self.name, self.identity, self._engine = name, identity, engine
         self._params: Any = import_module("vllm").SamplingParams
         self._encoder = Encoder(engine.get_tokenizer())
+        self._one = Lock()  # a cancelled call's thread runs to its end; the next one waits for it
         self._context = int(engine.llm_engine.model_config.max_model_len)
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await asyncio.to_thread(self._likelihoods, requests)
+        return await asyncio.to_thread(self._alone, self._likelihoods, requests)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await asyncio.to_thread(self._texts, requests)
+        return await asyncio.to_thread(self._alone, self._texts, requests)
 
     def overflow(self, request: Choose | Write) -> int:
         extra = request.max_tokens if isinstance(request, Write) else ROOM
@@ -57,6 +62,10 @@ class VllmBackend:
 
     async def close(self) -> None:
         await asyncio.to_thread(self._engine.llm_engine.engine_core.shutdown)
+
+    def _alone(self, verb: Callable[[Q], A], requests: Q) -> A:
+        with self._one:
+            return verb(requests)
 
     def _encode(self, prompt: Prompt) -> Tokens:
         return self._encoder.encode(prompt.system, prompt.user, prompt.answer)
