@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -20,11 +20,11 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
 from data.errors import RlaifError
+from labeler.options import Limits, Options, Remote, Running
 
 if TYPE_CHECKING:
     from data.records import Comparison
     from evaluator.alignment import Alignment
-    from labeler.asking import Options
     from labeler.opening import Reach
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
@@ -53,90 +53,27 @@ _ASKING, _RUNNING = Group("How the model is asked", sort_key=1), Group("How the 
 _REMOTE = Group("A model behind a server", sort_key=3)
 
 
-@Parameter(name="*", group=_ASKING)
-@dataclass(frozen=True, kw_only=True)
-class Asking:
-    """Options that change the answers, and so make another job."""
-
-    shots: int = 0
-    """Exemplars shown before the question, as many as the task file has at most."""
-    cot: bool = False
-    """Have the model write a rationale first, then choose (chain of thought)."""
-    samples: int = 1
-    """Rationales per order, averaged (self-consistency; with --cot)."""
-    one_order: bool = False
-    """Ask in the given order only: half the cost, and position bias goes into the labels."""
-    temperature: float | None = None
-    """Of rationales. Default: 0 for one sample, 0.7 for several."""
-    max_rationale: int = 512
-    """Most tokens of a rationale."""
-    clamp: str | None = None
-    """LOW,HIGH: keep chain-of-thought labels within this (Constitutional AI: 0.4,0.6)."""
-    seed: int = 0
-    """Of sampled rationales."""
-
-
-@Parameter(name="*", group=_RUNNING)
-@dataclass(frozen=True, kw_only=True)
-class Running:
-    """Options that leave the answers as they are."""
-
-    limit: int | None = None
-    """Read only the first N rows."""
-    columns: str | None = None
-    """Names of the columns in other tables: prompt=COLUMN,a=COLUMN,b=COLUMN,human=COLUMN (also id, rater, response)."""
-    fresh: bool = False
-    """Start over instead of going on where the last run of this job stopped."""
-    strict: bool = False
-    """Stop at the first unusable row instead of listing it in OUT.failures.jsonl."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of a local model: bfloat16 where the hardware multiplies it fast."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ... of a local model."""
-    json: bool = False
-    """Print one JSON object with the outcome."""
-
-
-@Parameter(name="*", group=_REMOTE)
-@dataclass(frozen=True, kw_only=True)
-class Remote:
-    """How a server is asked, and how much it may cost. Keys come from the environment (OPENAI_API_KEY)."""
-
-    base_url: str | None = None
-    """A server of your own that speaks OpenAI's protocol, for example http://127.0.0.1:8000/v1."""
-    budget: float | None = None
-    """USD for this run: no request starts once so much is spent; at most what is in flight then goes beyond."""
-    price: str | None = None
-    """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know the model."""
-    in_flight: int = 256
-    """Most requests at once; fewer while the server says that it is too much."""
-    rpm: int | None = None
-    """Most requests a minute. Default: what the server's headers say."""
-    tpm: int | None = None
-    """Most tokens a minute. Default: what the server's headers say."""
-    timeout: float = 120.0
-    """Seconds for one attempt of a request."""
-    attempts: int = 8
-    """How often a request is tried before its row fails."""
-
-
 Task = Annotated[str, Parameter(help="A task's name (`rlaif tasks`), NAME:PREAMBLE, or the path of your own .toml.")]
 Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, openai:NAME, fake:RULE (`rlaif models`).")]
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What label, score and rank have in common."""
+
+    task: Task
+    model: Model
+    out: Out
+    options: Annotated[Options, Parameter(name="*", group=_ASKING)] = field(default_factory=Options)
+    running: Annotated[Running, Parameter(name="*", group=_RUNNING)] = field(default_factory=Running)
+    remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] = field(default_factory=Remote)
+    limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] = field(default_factory=Limits)
+
+
 @app.command
-def label(
-    comparisons: str,
-    /,
-    *,
-    task: Task,
-    model: Model,
-    out: Out,
-    asking: Asking = Asking(),
-    running: Running = Running(),
-    remote: Remote = Remote(),
-) -> int:
+def label(comparisons: str, /, *, asking: Asking) -> int:
     """Label which of two responses is better: a soft label p for each comparison.
 
     Both orders are asked and averaged. Killed or stopped, the same command goes on where it was.
@@ -150,23 +87,11 @@ def label(
     from data.records import Label
     from labeler.preference import Labeler
 
-    return _job(
-        Labeler, Label, read(comparisons, running.columns), comparisons, task, model, out, asking, running, remote
-    )
+    return _job(Labeler, Label, read(comparisons, asking.running.columns), comparisons, asking)
 
 
 @app.command
-def score(
-    responses: str,
-    /,
-    *,
-    task: Task,
-    model: Model,
-    out: Out,
-    asking: Asking = Asking(),
-    running: Running = Running(),
-    remote: Remote = Remote(),
-) -> int:
+def score(responses: str, /, *, asking: Asking) -> int:
     """Score single responses from 1 to 10: the expectation over the ten answers, and a reward in [-1, 1].
 
     Parameters
@@ -178,21 +103,11 @@ def score(
     from data.records import Score
     from labeler.score import Scorer
 
-    return _job(Scorer, Score, read(responses, running.columns), responses, task, model, out, asking, running, remote)
+    return _job(Scorer, Score, read(responses, asking.running.columns), responses, asking)
 
 
 @app.command
-def rank(
-    comparisons: str,
-    /,
-    *,
-    task: Task,
-    model: Model,
-    out: Out,
-    asking: Asking = Asking(),
-    running: Running = Running(),
-    remote: Remote = Remote(),
-) -> int:
+def rank(comparisons: str, /, *, asking: Asking) -> int:
     """Put two to nine responses in order: all pairs, both orders, one Bradley-Terry line.
 
     Parameters
@@ -204,9 +119,7 @@ def rank(
     from data.records import Ranking
     from labeler.ranking import Ranker
 
-    return _job(
-        Ranker, Ranking, read(comparisons, running.columns), comparisons, task, model, out, asking, running, remote
-    )
+    return _job(Ranker, Ranking, read(comparisons, asking.running.columns), comparisons, asking)
 
 
 @evaluate.command
@@ -394,7 +307,6 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     from data.reading import merged_votes
     from data.records import Label
     from evaluator import alignment, text
-    from labeler.asking import Options
     from labeler.commands import Job, execute
     from labeler.preference import Labeler
 
@@ -411,7 +323,7 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     samples = Path(data.__file__).parent / "samples"
     for name in chosen:
         source, out = str(samples / f"{name}.jsonl"), folder / f"{name}.parquet"
-        done = execute(Labeler, Label, read(source), Job(source, name, model, out, Options(), _cache()), 16)
+        done = execute(Labeler, Label, read(source), Job(source, name, model, out, _cache()), 16)
         known, found = merged_votes(read(source)), list(read_labels(str(out)))
         labels, human = labels + found, {**human, **known}
         answered, seconds = answered + done.outcome.answered, seconds + done.seconds
@@ -426,79 +338,26 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     return OK
 
 
-def _job(
-    compile_task: Callable[[Any, Any, Any], Any],
-    kind: Any,
-    rows: Iterable[Any],
-    source: str,
-    task: str,
-    model: str,
-    out: Path,
-    asking: Asking,
-    running: Running,
-    remote: Remote,
-) -> int:
+def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
     from labeler.commands import Job, execute
 
-    job = Job(
-        source=source,
-        task=task,
-        model=model,
-        out=out,
-        options=_options(asking),
-        cache=_cache(),
-        dtype=running.dtype,
-        device=running.device,
-        limit=running.limit,
-        fresh=running.fresh,
-        strict=running.strict,
-        reach=_reach(remote),
-        budget=remote.budget,
-    )
+    reach = _reach(a.remote, a.limits)
+    job = Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
     done = execute(compile_task, kind, rows, job, tables.count(source))
-    if running.json:
+    if a.running.json:
         _print_json(done.json())
     for line in done.lines():
         _say(line)
     return SOME_FAILED if done.outcome.failed else OK
 
 
-def _options(asking: Asking) -> Options:
-    from labeler.asking import Options
-
-    return Options(
-        shots=asking.shots,
-        cot=asking.cot,
-        samples=asking.samples,
-        one_order=asking.one_order,
-        temperature=asking.temperature,
-        max_rationale=asking.max_rationale,
-        clamp=_clamp(asking.clamp),
-        seed=asking.seed,
-    )
-
-
-def _reach(remote: Remote) -> Reach:
+def _reach(remote: Remote, limits: Limits) -> Reach:
     from labeler.opening import Reach
-    from labeler.pace import Limits
     from labeler.prices import given
 
-    if min(remote.in_flight, remote.attempts, remote.rpm or 1, remote.tpm or 1) < 1 or remote.timeout <= 0:
-        raise RlaifError("--in-flight, --attempts, --rpm, --tpm must be at least 1, --timeout more than 0")
-    limits = Limits(remote.in_flight, remote.rpm, remote.tpm, remote.timeout, remote.attempts)
     keys = {name: key for name in ("openai",) if (key := os.environ.get(f"{name.upper()}_API_KEY", "").strip())}
     return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
-
-
-def _clamp(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        raise RlaifError(f"--clamp {text}: expected LOW,HIGH, for example 0.4,0.6") from None
-    return low, high
 
 
 def _aligned(labels: str, human: str, columns: str | None, by: str | None) -> Alignment:

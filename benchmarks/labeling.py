@@ -25,10 +25,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from data.records import Comparison  # noqa: E402
-from labeler.asking import Options  # noqa: E402
-from labeler.local import LocalBackend, open_local  # noqa: E402
+from labeler.local import around  # noqa: E402
+from labeler.options import Options  # noqa: E402
 from labeler.preference import Labeler  # noqa: E402
-from lm.options import Options as LocalOptions  # noqa: E402
+from lm.chat import Encoder  # noqa: E402
+from lm.load import LanguageModel, load  # noqa: E402
 from prompts import task as tasks  # noqa: E402
 from prompts.render import Style, pair_question  # noqa: E402
 
@@ -65,10 +66,9 @@ def workload(preamble: int) -> tuple[tasks.Task, list[Comparison]]:
     return task, made
 
 
-def ours(backend: LocalBackend, task: tasks.Task, rows: list[Comparison]) -> float:
+def ours(loaded: LanguageModel, task: tasks.Task, rows: list[Comparison]) -> float:
     """Seconds for all rows, with nothing kept from before: the shared prefix is encoded again."""
-    backend._options = LocalOptions(backend._loaded.model)  # noqa: SLF001
-    labeler = Labeler(task, backend, Options())
+    labeler = Labeler(task, around("local:smollm2", loaded), Options())
     started = time.perf_counter()
     labels = asyncio.run(labeler(rows))
     seconds = time.perf_counter() - started
@@ -76,18 +76,19 @@ def ours(backend: LocalBackend, task: tasks.Task, rows: list[Comparison]) -> flo
     return seconds
 
 
-def token_prompts(backend: LocalBackend, task: tasks.Task, rows: list[Comparison]) -> list[list[int]]:
+def token_prompts(loaded: LanguageModel, task: tasks.Task, rows: list[Comparison]) -> list[list[int]]:
     question = pair_question(task, Style())
     shown = [(row, row.responses, row.responses[::-1]) for row in rows]
     asked = [question.ask(row.prompt, *pair) for row, *orders in shown for pair in orders]
-    return [list(backend._encode(prompt)) for prompt in asked]  # noqa: SLF001
+    encoder = Encoder(loaded.tokenizer)
+    return [list(encoder.encode(prompt.system, prompt.user, prompt.answer)) for prompt in asked]
 
 
-def one_at_a_time(backend: LocalBackend, prompts: list[list[int]]) -> float:
+def one_at_a_time(loaded: LanguageModel, prompts: list[list[int]]) -> float:
     """Seconds for a plain forward pass of each prompt: the bare minimum that a script would do."""
     import torch
 
-    model = backend._loaded.model  # noqa: SLF001
+    model = loaded.model
     started = time.perf_counter()
     with torch.no_grad():
         for tokens in prompts:
@@ -150,16 +151,16 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument("--without-vllm", action="store_true", help="skip the peer that takes a minute to install")
     options = parser.parse_args()
-    backend = open_local("smollm2", cache=CACHE, dtype="bfloat16", device="cpu")
+    loaded = load("smollm2", cache=CACHE, dtype="bfloat16", device="cpu")
     task, rows = workload(PREAMBLE)
-    prompts = token_prompts(backend, task, rows)
-    ours(backend, task, rows[:4])
-    one_at_a_time(backend, prompts[:4])
-    own, plain = [ours(backend, task, rows)], [one_at_a_time(backend, prompts)]
+    prompts = token_prompts(loaded, task, rows)
+    ours(loaded, task, rows[:4])
+    one_at_a_time(loaded, prompts[:4])
+    own, plain = [ours(loaded, task, rows)], [one_at_a_time(loaded, prompts)]
     peer = [] if options.without_vllm else vllm(CACHE / _folder(), prompts[:8], prompts)
-    own.append(ours(backend, task, rows))
-    plain.append(one_at_a_time(backend, prompts))
-    own.append(ours(backend, task, rows))
+    own.append(ours(loaded, task, rows))
+    plain.append(one_at_a_time(loaded, prompts))
+    own.append(ours(loaded, task, rows))
     rate = {name: COMPARISONS / statistics.median(each) for name, each in (("ours", own), ("transformers", plain))}
     ratios = {"vs_transformers": rate["ours"] / rate["transformers"]}
     if peer:
@@ -169,7 +170,7 @@ def main() -> None:
     for length in LENGTHS:
         other, others = workload(length)
         half = others[: COMPARISONS // 2]
-        by_length[str(length)] = len(half) / ours(backend, other, half)
+        by_length[str(length)] = len(half) / ours(loaded, other, half)
     result = {
         "ratios": ratios,
         "comparisons_per_second": rate,

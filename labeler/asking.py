@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal, TypeVar
 
-from data.errors import RlaifError
 from data.records import Failure, Method, fingerprint
 from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write
+from labeler.options import Options
 from prompts import answers
 from prompts.render import Prompt, cut
 from prompts.task import Task
 
 A = TypeVar("A", Likelihoods, Text)
-
-
-@dataclass(frozen=True)
-class Options:
-    """How the labeler is asked. All of it goes into the digest."""
-
-    shots: int = 0
-    cot: bool = False
-    samples: int = 1
-    one_order: bool = False
-    temperature: float | None = None
-    top_k: int = 40
-    max_rationale: int = 512
-    clamp: tuple[float, float] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.max_rationale < 1 or self.shots < 0:
-            raise RlaifError("--samples and --max-rationale must be at least 1, --shots at least 0")
-        if self.samples > 1 and not self.cot:
-            raise RlaifError(
-                "--samples needs --cot: it averages over rationales, and without them all samples are equal"
-            )
-        if self.clamp is not None and not 0 <= self.clamp[0] < 0.5 < self.clamp[1] <= 1:
-            raise RlaifError("--clamp expects LOW,HIGH with 0 <= LOW < 0.5 < HIGH <= 1, for example 0.4,0.6")
-        if self.temperature is not None and not 0 <= self.temperature < math.inf:
-            raise RlaifError(f"--temperature {self.temperature}: expected 0 or more")
-        if not self.cot and (self.clamp is not None or self.temperature is not None):
-            raise RlaifError("--clamp and --temperature are about rationales: they need --cot")
-
-    @property
-    def heat(self) -> float:
-        """The temperature of rationales: 0 for one (RLAIF, section 3.3), 0.7 for several, unless it was given."""
-        if self.temperature is not None:
-            return self.temperature
-        return 0.0 if self.samples == 1 else 0.7
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from tqdm import tqdm
 from data import tables
 from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
-from labeler.asking import Options
 from labeler.backend import Backend
 from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.opening import Reach, open_backend
+from labeler.options import Options, Running
 from labeler.wrappers import Budgeted, Cached, Meter, Metered
 from prompts.task import Task, load
 
@@ -44,13 +44,9 @@ class Job:
     task: str
     model: str
     out: Path
-    options: Options
     cache: Path
-    dtype: str = "auto"
-    device: str = "auto"
-    limit: int | None = None
-    fresh: bool = False
-    strict: bool = False
+    options: Options = field(default_factory=Options)
+    running: Running = field(default_factory=Running)
     reach: Reach = field(default_factory=Reach)
     budget: float | None = None
 
@@ -107,12 +103,11 @@ def execute(
 ) -> Finished:
     """Run a job to its end. Raises RlaifError; KeyboardInterrupt after everything answered is safe in the journal."""
     tables.check_writable(job.out, job.source)
-    if job.limit is not None and job.limit < 1:
-        raise RlaifError(f"--limit {job.limit}: expected at least 1")
     task = load(job.task)
     compile_task(task, _Unopened(), job.options)
     rows = _started(rows)
-    backend = open_backend(job.model, cache=job.cache, dtype=job.dtype, device=job.device, reach=job.reach)
+    how = job.running
+    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
     meter = Meter()
     metered: Backend = Metered(backend, meter)
     if job.budget is not None:
@@ -122,12 +117,12 @@ def execute(
             )
         metered = Budgeted(metered, meter, job.budget)
     digest = compile_task(task, metered, job.options).digest
-    journal = Journal(journal_path(job.out), digest, fresh=job.fresh)
+    journal = Journal(journal_path(job.out), digest, fresh=how.fresh)
     try:
         compiled = compile_task(task, Cached(metered, journal), job.options)
         started = time.perf_counter()
-        with _bar(total, job.limit, meter) as bar:
-            outcome = asyncio.run(_run(_limited(rows, job.limit), compiled, journal, bar, backend, strict=job.strict))
+        with _bar(total, how.limit, meter) as bar:
+            outcome = asyncio.run(_run(_limited(rows, how.limit), compiled, journal, bar, backend, strict=how.strict))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:

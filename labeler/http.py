@@ -1,4 +1,4 @@
-"""One request to a server, until it is answered or cannot be: transport, what its errors mean, and trying again.
+"""One request to a server over HTTP: transport, and what its errors mean.
 
 The call itself is aiohttp, not a provider's SDK: for answers of one token the SDKs' own work takes several times as
 long as the request.
@@ -8,40 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeVar
 
 import aiohttp
-import tenacity
 from pydantic import BaseModel, ValidationError
 
+from labeler.attempts import AgainError, Attempts, RefusedError
 from labeler.backend import BackendError, Failed
-from labeler.pace import Limits, Pace
+from labeler.options import Limits
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
-THROTTLED = frozenset({429, 503, 529})
-BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=30)
-TRANSIENT = frozenset({408, 409, 425, 500, 502, 504, 520, 522, 524})
-
-
-@dataclass
-class AgainError(Exception):
-    """This attempt gave nothing; another may. `after` is when the server wants to be asked again."""
-
-    reason: str
-    message: str
-    throttled: bool = False
-    after: float | None = None
-
-
-@dataclass
-class RefusedError(Exception):
-    """The server will not answer this request, however often it is asked."""
-
-    reason: str
-    message: str
+THROTTLED = frozenset({408, 429, 503, 529})
+TRANSIENT = frozenset({409, 425})
 
 
 class Client:
@@ -52,7 +32,7 @@ class Client:
         self._headers = {"content-type": "application/json", **headers}
         self._limits, self._secret = limits, secret
         self._session: aiohttp.ClientSession | None = None
-        self.pace = Pace(limits)
+        self._attempts = Attempts(limits)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -68,53 +48,15 @@ class Client:
 
     async def ask(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
         """Post until `read` makes an answer of what comes back. `read` raises AgainError for answers of no use."""
-        attempts = 0
 
-        async def once() -> T:
-            nonlocal attempts
-            attempts += 1
-            return await self._attempt(path, body, tokens, read)
-
-        try:
-            return await once()  # most requests need no more, and never meet the machinery below
-        except RefusedError as error:
-            return Failed(error.reason, error.message)
-        except AgainError as error:
-            first: AgainError | None = error
-
-        async def again() -> T:
-            nonlocal first
-            if first is not None:
-                error, first = first, None
-                raise error
-            return await once()
-
-        try:
-            return await tenacity.AsyncRetrying(
-                retry=tenacity.retry_if_exception_type(AgainError),
-                stop=tenacity.stop_after_attempt(self._limits.attempts)
-                | tenacity.stop_after_delay(self._limits.patience),
-                wait=self._wait,
-                reraise=True,
-            )(again)
-        except (AgainError, RefusedError) as error:
-            return Failed(error.reason, error.message, attempts)
-
-    async def _attempt(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T:
-        entered, throttled = await self.pace.enter(tokens), False
-        try:
+        async def attempt() -> T:
             status, headers, answer = await self._exchange("POST", path, body)
-            self.pace.learn(headers)
+            self._attempts.pace.learn(headers)
             if status >= 400:
                 raise self._error(status, headers, answer)
             return read(answer)
-        except AgainError as error:
-            throttled = error.throttled
-            if error.after is not None:
-                self.pace.pause(error.after)
-            raise
-        finally:
-            self.pace.leave(entered, throttled=throttled)
+
+        return await self._attempts.ask(attempt, tokens)
 
     async def _exchange(self, verb: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
@@ -145,7 +87,7 @@ class Client:
             return BackendError(f"{text}; nothing more can be asked with this account")
         if status == 404:
             return BackendError(f"{text}; check --model and --base-url")
-        if status in THROTTLED or status == 408:
+        if status in THROTTLED:
             return AgainError(
                 "rate_limit" if status == 429 else "overloaded", text, throttled=True, after=retry_after(headers)
             )
@@ -165,13 +107,6 @@ class Client:
         text = said.error if isinstance(said.error, str) else error.message or ""
         message = " ".join(text.split())[:300]
         return str(error.code or error.type or ""), message.replace(self._secret, "***") if self._secret else message
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        """What the server asked for, up to the cap; else exponential with full jitter."""
-        error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, AgainError) and error.after is not None:
-            return min(error.after, self._limits.longest_wait)
-        return BACKOFF(state)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+import numpy as np
 from pydantic_core import to_json
 
 from labeler import top
+from labeler.attempts import AgainError, RefusedError
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, together
 from labeler.completions import Completion, Models, Used
-from labeler.http import AgainError, Client, RefusedError, parsed
-from labeler.pace import Limits
+from labeler.http import Client, parsed
+from labeler.options import Limits
 from labeler.prices import Price
 from prompts.render import Prompt
 
@@ -129,7 +131,7 @@ class OpenAIBackend:
         started = time.perf_counter()
 
         def read(said: Completion) -> Text:
-            text = self._text(said, request.stop)
+            text = self._text(said)
             return replace(text, usage=replace(text.usage, seconds=time.perf_counter() - started))
 
         body = {
@@ -137,7 +139,7 @@ class OpenAIBackend:
             self._most: request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed % 2**31,
-            "stop": list(request.stop[:4]),
+            "stop": list(request.stop),
         }
         if request.top_k and self._server.continues:
             body["top_k"] = request.top_k
@@ -183,14 +185,13 @@ class OpenAIBackend:
         turns = [("user", prompt.user), ("assistant", reason), ("user", last)]
         return [system, *({"role": role, "content": content} for role, content in turns)]
 
-    def _text(self, said: Completion, stops: Sequence[str]) -> Text:
+    def _text(self, said: Completion) -> Text:
         message = said.choices[0].message
         if message.refusal:
             raise RefusedError("refusal", "the model refused to answer")
         if message.content is None:
             raise AgainError("unparsable", "the answer has no text")
-        ends = [at for stop in stops if (at := message.content.find(stop)) >= 0]
-        return Text(message.content[: min(ends, default=len(message.content))], self._usage(said))
+        return Text(message.content, self._usage(said))
 
     def _usage(self, said: Completion) -> Usage:
         used = said.usage or Used()
@@ -201,7 +202,7 @@ class OpenAIBackend:
 def _either(first: float | None, second: float | None) -> float | None:
     if first is None or second is None:
         return second if first is None else first
-    return top.add(first, second)
+    return float(np.logaddexp(first, second))
 
 
 def _answered(prompt: Prompt, text: str) -> Prompt:

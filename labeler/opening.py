@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labeler.backend import Backend, BackendError
-from labeler.pace import Limits
+from labeler.options import Limits
 from labeler.prices import Price, listed
 
 LISTING = """\

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from labeler.options import Limits
 
 START = 32
 """Requests in flight at first; doubled every round trip until the server says no."""
@@ -21,22 +22,6 @@ HEADERS = (
     ("x-ratelimit-limit-requests", "x-ratelimit-limit-tokens"),
     ("anthropic-ratelimit-requests-limit", "anthropic-ratelimit-input-tokens-limit"),
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How hard a server may be pressed, and for how long a request goes on trying."""
-
-    in_flight: int = 256
-    rpm: int | None = None
-    tpm: int | None = None
-    timeout: float = 120.0
-    """Seconds of one attempt."""
-    attempts: int = 8
-    patience: float = 900.0
-    """Seconds of one request with all of its attempts."""
-    longest_wait: float = 60.0
-    """The most that a Retry-After is obeyed."""
 
 
 class Pace:
@@ -91,9 +76,8 @@ class Pace:
         self._release()
 
     def pause(self, seconds: float) -> None:
-        """Nobody enters for so long, up to the cap: the server said when to come back."""
-        until = asyncio.get_running_loop().time() + min(seconds, self._limits.longest_wait)
-        self._closed_until = max(self._closed_until, until)
+        """Nobody enters for so long: the server said when to come back."""
+        self._closed_until = max(self._closed_until, asyncio.get_running_loop().time() + seconds)
 
     def learn(self, headers: Mapping[str, str]) -> None:
         """Take limits from an answer's headers where none were given."""

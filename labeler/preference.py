@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.records import Comparison, Failure, Label, Method, Order, Strength, content_of
-from labeler.asking import Asked, Options, ask, digest, failure, fit
+from labeler.asking import Asked, ask, digest, failure, fit
 from labeler.backend import Backend, Failed, Usage
+from labeler.options import Options
 from prompts import answers
 from prompts.render import PairQuestion, Prompt, Style, pair_question
 from prompts.task import Task

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from data.errors import RlaifError
 from data.records import Comparison, Failure, Ranking, content_of
-from labeler.asking import Options, digest, failure
+from labeler.asking import digest, failure
 from labeler.backend import Backend, Failed, Usage
+from labeler.options import Options
 from labeler.preference import Pair, judge
 from prompts.render import Style, pair_question
 from prompts.task import Task

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from data.errors import RlaifError
 from data.records import Failure, Response, Score, content_of
-from labeler.asking import Asked, Options, ask, digest, failure, fit
+from labeler.asking import Asked, ask, digest, failure, fit
 from labeler.backend import Backend, Failed
+from labeler.options import Options
 from prompts import answers
 from prompts.render import score_question
 from prompts.task import Task

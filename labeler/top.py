@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+import numpy as np
+
 MOST = 20
 """As many as OpenAI and vLLM give."""
 
@@ -40,7 +42,7 @@ def place(tokens: Iterable[tuple[bytes, float]]) -> Place:
             dropped = True
             continue
         text = token.removeprefix(b" ") or token
-        found[text] = add(found[text], value) if text in found else value
+        found[text] = float(np.logaddexp(found[text], value)) if text in found else value
     if dropped and _left(found) > LOST:
         # What comes next in the list must be the likeliest of what is left over, not next to impossible.
         raise UnusableError(f"tokens are marked impossible where {_left(found):.0%} of the probability is left over")
@@ -65,9 +67,3 @@ def log(chance: float) -> float:
 def _left(tops: Place) -> float:
     """The probability that the list leaves to all other tokens."""
     return max(0.0, 1 - math.fsum(math.exp(min(value, 0.0)) for value in tops.values()))
-
-
-def add(first: float, second: float) -> float:
-    """log(exp(first) + exp(second))."""
-    high, low = max(first, second), min(first, second)
-    return high if low == -math.inf else high + math.log1p(math.exp(low - high))

@@ -102,7 +102,7 @@ def _positions(mask: Tensor) -> Tensor:
 def _draw(logits: Tensor, draw: Draw, generator: torch.Generator) -> int:
     scores = logits.float().cpu()
     if bool(torch.isnan(scores).any()) or not bool(torch.isfinite(scores).any()):
-        raise ValueError("the model gave NaN in place of logits")
+        raise FloatingPointError("the model gave NaN in place of logits")
     if draw.temperature == 0:
         return int(scores.argmax())
     scores = scores / draw.temperature

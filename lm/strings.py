@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+
+import numpy as np
 
 from lm.rows import Tokens
 
@@ -31,7 +33,8 @@ def complete(prompt: Tokens, variants: Variants, known: Mapping[tuple[Tokens, in
         tokens: math.fsum(known[prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
         for tokens in set(_all(variants))
     }
-    return [_log_sum([_ends_here(tokens, chance) for tokens in option]) for option in variants]
+    with np.errstate(invalid="ignore"):  # NaN stays NaN: the caller's to tell
+        return [float(np.logaddexp.reduce([_ends_here(tokens, chance) for tokens in option])) for option in variants]
 
 
 def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:
@@ -40,10 +43,3 @@ def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:
     longer = [value for other, value in chance.items() if len(other) > len(tokens) and other[: len(tokens)] == tokens]
     share = math.fsum(math.exp(value - own) for value in longer) if own > -math.inf else 0.0
     return own + math.log1p(-share) if share < 1 else (-math.inf if share >= 1 else math.nan)
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    peak = max(values)
-    if math.isnan(sum(values)) or peak == -math.inf:
-        return math.nan if math.isnan(sum(values)) else -math.inf
-    return peak + math.log(math.fsum(math.exp(value - peak) for value in values))

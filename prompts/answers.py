@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from prompts.render import MARKS
+from prompts.render import MARK
 
 PAIR = ("1", "2")
 SCALE = tuple(str(number) for number in range(1, 11))
@@ -56,8 +56,8 @@ def clamp(probability: float, low: float = 0.4, high: float = 0.6) -> float:
 
 
 def stops(ending: str) -> tuple[str, ...]:
-    """Where a rationale ends: at the answer, and at anything that looks like the next example."""
-    return (ending, ending.rstrip("="), *MARKS)
+    """Where a rationale ends: at the answer, with or without its sign, and at anything like the next example."""
+    return (ending.rstrip("="), MARK)
 
 
 def rationale(text: str, ending: str) -> str:

@@ -12,11 +12,11 @@ from jinja2 import Template
 from data import records
 from prompts.task import ENVIRONMENT, Exemplar, Pairwise, Polarity, Task, TaskError, split_at_prompt
 
-EXAMPLE = "»»»» Example »»»»"
-FOLLOW = "»»»» Follow the instructions and the example(s) above »»»»"
+MARK = "»»»»"
+"""What sets examples apart; a rationale that runs on into a next example is stopped at it."""
 
-MARKS = (EXAMPLE, FOLLOW, "»»»»")
-"""Where a rationale that runs on into a next example is stopped."""
+EXAMPLE = f"{MARK} Example {MARK}"
+FOLLOW = f"{MARK} Follow the instructions and the example(s) above {MARK}"
 
 
 @dataclass(frozen=True)

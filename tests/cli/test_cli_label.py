@@ -143,7 +143,20 @@ def test_columns_name_the_columns_of_other_tables(cli, tmp_path: Path):
 
 
 def test_options_reach_the_labels(cli, file: Path, tmp_path: Path):
-    words = ("--cot", "--samples", "2", "--clamp", "0.45,0.55", "--shots", "1", "--max-rationale", "20", "--seed", "3")
+    words = (
+        "--cot",
+        "--samples",
+        "2",
+        "--clamp",
+        "0.45",
+        "0.55",
+        "--shots",
+        "1",
+        "--max-rationale",
+        "20",
+        "--seed",
+        "3",
+    )
     said = cli("label", file, "--task", "helpfulness", "--model", "fake:noise", *words, "--out", "o.jsonl", "--json")
     orders, samples = 2, 2
     texts, choices = 5 * orders * samples, 5 * orders  # the fake's rationales are all alike: one choice for all samples

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from data.records import Comparison, Failure, Label, Response
-from labeler.asking import Options
 from labeler.backend import Backend, Choose, Failed, Text, Usage, Write
 from labeler.fake import FakeBackend, Rule, by
 from labeler.job import Outcome, run
 from labeler.journal import Journal
+from labeler.options import Options
 from labeler.preference import Labeler
 from labeler.wrappers import Cached, Meter, Metered
 from prompts.task import load

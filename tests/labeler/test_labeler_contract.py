@@ -18,9 +18,9 @@ from running import provider
 
 import data
 from data.reading import comparisons
-from labeler.asking import Options
 from labeler.backend import Choose, Failed, Likelihoods, Text, Write
 from labeler.opening import Reach, open_backend
+from labeler.options import Options
 from labeler.preference import Labeler
 from prompts.render import Prompt
 from prompts.task import load

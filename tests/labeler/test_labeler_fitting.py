@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 from labeler_support import Scripted, ask, comparison, fails, label, response
 
-from labeler.asking import Options
 from labeler.backend import Choose, Write
+from labeler.options import Options
 from labeler.score import Scorer
 from prompts.task import load
 

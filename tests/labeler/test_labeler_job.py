@@ -286,7 +286,7 @@ def test_labels_are_read_back_as_they_were_made(tmp_path: Path, name: str):
 
 def write_out(out: Path, **options: Any) -> None:
     """Run the job of `comparisons(5)` once more, which asks nothing but what failed, and write its files."""
-    from labeler.asking import Options
+    from labeler.options import Options
 
     labeler = Labeler(load("helpfulness"), failing_on("row 1"), Options(**options))
     journal = Journal(journal_path(out), labeler.digest)

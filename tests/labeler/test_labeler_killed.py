@@ -22,7 +22,7 @@ SCRIPT = f"""
 import asyncio, os, sys
 from pathlib import Path
 from data.records import Comparison, Label
-from labeler.asking import Options
+from labeler.options import Options
 from labeler.backend import request_key
 from labeler.fake import RULES, FakeBackend
 from labeler.job import run, write

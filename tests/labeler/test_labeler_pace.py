@@ -8,7 +8,8 @@ import inspect
 
 import pytest
 
-from labeler.pace import START, Limits, Pace
+from labeler.options import Limits
+from labeler.pace import START, Pace
 
 
 def timed(test):
@@ -130,12 +131,6 @@ class TestPause:
         pace = Pace(Limits())
         pace.pause(0.15)
         assert 0.14 < await through(pace, 5) < 0.6
-
-    @timed
-    async def test_capped(self):
-        pace = Pace(Limits(longest_wait=0.1))
-        pace.pause(86_400)
-        assert 0.09 < await through(pace, 1) < 0.6
 
     @timed
     async def test_a_shorter_one_does_not_shorten_it(self):

@@ -11,9 +11,9 @@ from labeler_support import Scripted, always_says, ask, comparison, fails, label
 
 from data.errors import RlaifError
 from data.records import Comparison, Failure, Label, Message
-from labeler.asking import Options
 from labeler.backend import Choose
 from labeler.fake import RULES, FakeBackend, always, by
+from labeler.options import Options
 from labeler.preference import MARGINS, Labeler, strength
 from prompts.task import TaskError, load
 

@@ -14,9 +14,9 @@ from labeler_support import Scripted
 
 from data.records import Comparison, Failure, Ranking
 from labeler import ranking
-from labeler.asking import Options
 from labeler.backend import Choose
 from labeler.fake import Rule, always, by, shown
+from labeler.options import Options
 from labeler.ranking import Ranker, bradley_terry
 from prompts.task import load
 

@@ -13,8 +13,8 @@ from labeler_support import Scripted, always_says, response
 
 from data.errors import RlaifError
 from data.records import Failure, Score
-from labeler.asking import Options
 from labeler.fake import RULES, Rule
+from labeler.options import Options
 from labeler.score import Scorer
 from prompts.task import TaskError, load
 

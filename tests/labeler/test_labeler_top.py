@@ -73,15 +73,6 @@ class TestOptions:
         assert top.bound(tops) <= min(tops.values())
         assert math.exp(top.bound(tops)) <= max(left, 0) + 1e-9
 
-    @given(st.floats(-50, 0), st.floats(-50, 0))
-    def test_chances_are_added(self, first, second):
-        assert math.exp(top.add(first, second)) == pytest.approx(math.exp(first) + math.exp(second))
-        assert top.add(first, second) == top.add(second, first)
-        assert top.add(first, -math.inf) == first
-
-    def test_nothing_and_nothing_is_nothing(self):
-        assert top.add(-math.inf, -math.inf) == -math.inf
-
 
 class TestText:
     @pytest.mark.parametrize("spelled", ["▁1", "Ġ1", " 1"])

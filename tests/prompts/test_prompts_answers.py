@@ -194,4 +194,5 @@ def test_a_rationale_is_not_changed_by_what_follows_a_stop(text, ending):
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_generation_stops_at_the_ending_and_at_examples(ending):
-    assert {ending, EXAMPLE, FOLLOW} <= set(answers.stops(ending))
+    assert all(any(stop in text for stop in answers.stops(ending)) for text in (ending, EXAMPLE, FOLLOW))
+    assert len(answers.stops(ending)) <= 4  # OpenAI takes no more

@@ -1,0 +1,116 @@
+"""A model that runs in this process, as a backend: what `local:` and `vllm:` have in common.
+
+One batch at a time in a thread, so that the job's journal and progress go on beside it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Protocol, TypeVar
+
+from labeler.backend import Choose, Failed, Likelihoods, Text, Usage, Write
+from lm.chat import Encoder
+from lm.rows import Tokens
+from lm.sample import Draw, Written
+from lm.strings import Variants
+from prompts.render import Prompt
+
+Q = TypeVar("Q")
+A = TypeVar("A")
+
+ROOM = 4
+"""Tokens that an option may take beyond its prompt."""
+
+CHAT = 128
+"""Tokens that a chat template may add to a prompt."""
+
+
+class Engine(Protocol):
+    """What computes: likelihoods of options after prompts, and texts, in the order of what was asked."""
+
+    def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]: ...
+    def write(self, draws: Sequence[Draw]) -> list[Written]: ...
+    def close(self) -> None: ...
+
+
+class InProcess:
+    """A backend around an engine: encodes prompts, runs one call after another, makes failures values."""
+
+    calls = 1
+    priced = True
+
+    def __init__(self, name: str, identity: str, engine: Engine, encoder: Encoder, *, context: int, rows: int) -> None:
+        self.name, self.identity, self.rows = name, identity, rows
+        self._engine, self._encoder, self._context = engine, encoder, context
+        self._one = Lock()  # a cancelled call's thread runs to its end; the next one waits for it
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        return await asyncio.to_thread(self._alone, self._likelihoods, requests)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        return await asyncio.to_thread(self._alone, self._texts, requests)
+
+    def overflow(self, request: Choose | Write) -> int:
+        room = self._context - (request.max_tokens if isinstance(request, Write) else ROOM)
+        # A token is at least one byte, so most prompts need not be encoded to know that they fit.
+        if len(request.prompt.plain().encode("utf-8", "replace")) + CHAT <= room:
+            return 0
+        return max(0, len(self._encode(request.prompt)) - room)
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self._alone, lambda _: self._engine.close(), ())
+
+    def _alone(self, verb: Callable[[Q], A], requests: Q) -> A:
+        with self._one:
+            return verb(requests)
+
+    def _encode(self, prompt: Prompt) -> Tokens:
+        return self._encoder.encode(prompt.system, prompt.user, prompt.answer)
+
+    def _likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        started = time.perf_counter()
+        asks = [
+            (self._encode(each.prompt), self._encoder.continuations(each.prompt.answer, each.options))
+            for each in requests
+        ]
+        found = _caught(lambda: self._engine.log_probabilities(asks))
+        if isinstance(found, Failed):
+            return [found for _ in requests]
+        share = (time.perf_counter() - started) / max(1, len(requests))
+        return [
+            Failed("nan", "the model gave NaN in place of log-probabilities")
+            if any(math.isnan(value) for value in values)
+            else Likelihoods(tuple(values), Usage(len(tokens), 1, 0.0, share))
+            for (tokens, _), values in zip(asks, found, strict=True)
+        ]
+
+    def _texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        started = time.perf_counter()
+        draws = [
+            Draw(self._encode(each.prompt), each.max_tokens, each.temperature, each.top_k, each.seed, each.stop)
+            for each in requests
+        ]
+        found = _caught(lambda: self._engine.write(draws))
+        if isinstance(found, Failed):
+            return [found for _ in requests]
+        share = (time.perf_counter() - started) / max(1, len(requests))
+        return [
+            Text(each.text, Usage(len(draw.prompt), each.tokens, 0.0, share))
+            for draw, each in zip(draws, found, strict=True)
+        ]
+
+
+def _caught(compute: Callable[[], A]) -> A | Failed:
+    """The result, or what the machine or the model could not do with this batch."""
+    try:
+        return compute()
+    except FloatingPointError as error:
+        return Failed("nan", str(error))
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        return Failed("out_of_memory", "the model's machine ran out of memory on this batch")
