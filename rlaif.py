@@ -356,7 +356,9 @@ def _reach(remote: Remote, limits: Limits) -> Reach:
     from labeler.opening import Reach
     from labeler.prices import given
 
-    keys = {name: key for name in ("openai",) if (key := os.environ.get(f"{name.upper()}_API_KEY", "").strip())}
+    keys = {
+        name: key for name in ("openai", "anthropic") if (key := os.environ.get(f"{name.upper()}_API_KEY", "").strip())
+    }
     return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
 
 

@@ -24,6 +24,7 @@ class Asked:
     rationales: tuple[str, ...]
     usage: Usage
     method: Method
+    votes: int | None = None
 
     @property
     def mass(self) -> float:
@@ -84,7 +85,9 @@ async def ask(
     if not options.cot:
         found = await backend.likelihoods([Choose(prompt, choices) for prompt in prompts])
         return [
-            answer if isinstance(answer, Failed) else Asked((answer.values,), (), answer.usage, answer.method)
+            answer
+            if isinstance(answer, Failed)
+            else Asked((answer.values,), (), answer.usage, answer.method, answer.votes)
             for answer in _complete(found, choices)
         ]
     written = await backend.texts(
@@ -139,6 +142,7 @@ def _together(
         tuple(reason for reason in reasons if isinstance(reason, str)),
         usage,
         good[0].method,
+        sum(each.votes or 0 for each in good) or None,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from data.errors import RlaifError
 from data.records import Method, fingerprint
@@ -33,7 +33,11 @@ class Choose:
 
 @dataclass(frozen=True)
 class Write:
-    """Continue the prompt's answer with text, up to a stop string (which is left out)."""
+    """Continue the prompt's answer with text, up to a stop string (which is left out).
+
+    `instruction` is for chat models, which do not continue an answer: it says what the answer is to be. With `numbers`
+    that is a JSON object with a number for each of these names. Requests that differ in `seed` alone are samples.
+    """
 
     prompt: Prompt
     max_tokens: int
@@ -41,6 +45,19 @@ class Write:
     top_k: int = 0
     seed: int = 0
     stop: tuple[str, ...] = ()
+    instruction: str = ""
+    numbers: tuple[str, ...] = ()
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of an object with these numbers."""
+        properties = {name: {"type": "number"} for name in self.numbers}
+        return {
+            "type": "object",
+            "properties": properties,
+            "required": list(self.numbers),
+            "additionalProperties": False,
+        }
 
 
 @dataclass(frozen=True)
@@ -69,6 +86,8 @@ class Likelihoods:
     values: tuple[float, ...]
     usage: Usage = field(default_factory=Usage)
     method: Method = "logprobs"
+    votes: int | None = None
+    """Samples that the values were counted from, where they were."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,8 @@ class Backend(Protocol):
 
     `name` is what the user called it; `identity` also changes with its weights and goes into digests. A call carries
     about `rows` rows of a job, and `calls` of them run at a time: large batches for a local engine, many small ones for
-    a remote one. `priced` says that every answer's usage has its cost, which may be 0.
+    a remote one. `priced` says that every answer's usage has its cost, which may be 0. `logprobs` says that
+    it tells likelihoods; where it does not, only `texts` may be asked (labeler/ladder.py makes likelihoods of them).
     """
 
     @property
@@ -106,6 +126,8 @@ class Backend(Protocol):
     def calls(self) -> int: ...
     @property
     def priced(self) -> bool: ...
+    @property
+    def logprobs(self) -> bool: ...
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]: ...
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]: ...
@@ -114,6 +136,11 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def only(options: Sequence[str]) -> str:
+    """What a chat model is told so that it answers with a label alone."""
+    return f"Answer with one of {', '.join(options)} and nothing else."
 
 
 async def together(one: Callable[[Q], Awaitable[A]], requests: Iterable[Q]) -> list[A]:
@@ -132,4 +159,5 @@ def request_key(identity: str, request: Choose | Write) -> str:
     if isinstance(request, Choose):
         return fingerprint([identity, parts, request.options], 32)
     rest = [request.max_tokens, request.temperature, request.top_k, request.seed, request.stop]
+    rest += [request.instruction, request.numbers]
     return fingerprint([identity, parts, rest], 32)

@@ -19,6 +19,7 @@ from data.records import Failure, Label, Ranking, Score
 from labeler.backend import Backend
 from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
+from labeler.ladder import climb
 from labeler.opening import Reach, open_backend
 from labeler.options import Options, Running
 from labeler.wrappers import Budgeted, Cached, Meter, Metered
@@ -116,10 +117,13 @@ def execute(
                 f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)"
             )
         metered = Budgeted(metered, meter, job.budget)
-    digest = compile_task(task, metered, job.options).digest
-    journal = Journal(journal_path(job.out), digest, fresh=how.fresh)
+
+    def asked_of(asked: Backend) -> Compiled:
+        return compile_task(task, climb(asked, job.options.needs, job.options.votes), job.options)
+
+    journal = Journal(journal_path(job.out), asked_of(metered).digest, fresh=how.fresh)
     try:
-        compiled = compile_task(task, Cached(metered, journal), job.options)
+        compiled = asked_of(Cached(metered, journal))
         started = time.perf_counter()
         with _bar(total, how.limit, meter) as bar:
             outcome = asyncio.run(_run(_limited(rows, how.limit), compiled, journal, bar, backend, strict=how.strict))
@@ -156,7 +160,7 @@ class _Unopened:
 
     name = identity = ""
     rows = calls = 1
-    priced = False
+    priced = logprobs = False
 
     async def likelihoods(self, requests: object) -> Any:
         raise NotImplementedError

@@ -41,7 +41,7 @@ class InProcess:
     """A backend around an engine: encodes prompts, runs one call after another, makes failures values."""
 
     calls = 1
-    priced = True
+    priced = logprobs = True
 
     def __init__(self, name: str, identity: str, engine: Engine, encoder: Encoder, *, context: int, rows: int) -> None:
         self.name, self.identity, self.rows = name, identity, rows

@@ -26,6 +26,7 @@ class FakeBackend:
     rows: int = 8
     calls: int = 1
     priced: bool = True
+    logprobs: bool = True
     limit: int | None = None
     seconds: float = 0.0
     rationale: str = " The first keeps what matters; the second wanders."

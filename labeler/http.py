@@ -22,6 +22,7 @@ M = TypeVar("M", bound=BaseModel)
 
 THROTTLED = frozenset({408, 429, 503, 529})
 TRANSIENT = frozenset({409, 425})
+UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
 
 
 class Client:
@@ -81,6 +82,10 @@ class Client:
         """What a status above 399 means for this request, for the pace and for the job."""
         kind, message = self._said(body)
         text = f"{self.base_url}: status {status}" + (f": {message}" if message else "")
+        if "logprobs" in message and status < 500:
+            return BackendError(f"{text}; --needs votes does without log-probabilities")
+        if kind in UNSUPPORTED:
+            return BackendError(f"{text}; the model does not take what every request of this job has")
         if status in {401, 403}:
             return BackendError(f"{self.base_url}: the key was refused (status {status}); check the key and its rights")
         if kind == "insufficient_quota" or "credit balance" in message or status == 402:

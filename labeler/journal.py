@@ -161,7 +161,7 @@ def _thaw(kind: str, record: dict[str, Any]) -> Likelihoods | Text:
     usage = Usage(**record.pop("usage"))
     if kind == "Text":
         return Text(record["text"], usage)
-    return Likelihoods(tuple(record["values"]), usage, record["method"])
+    return Likelihoods(tuple(record["values"]), usage, record["method"], record["votes"])
 
 
 def _pieces(values: list[str]) -> Iterator[list[str]]:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -18,108 +20,185 @@ from pydantic_core import to_json
 
 from labeler import top
 from labeler.attempts import AgainError, RefusedError
-from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, together
+from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, only, together
 from labeler.completions import Completion, Models, Used
 from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
+from labeler.remote import CHARACTERS, RemoteBackend, timed
 from prompts.render import Prompt
 
 T = TypeVar("T")
 
 OFFICIAL = "https://api.openai.com/v1"
+PATH = "/chat/completions"
 CONTINUING = frozenset({"vllm", "sglang"})
 """`owned_by` of the servers that go on with a last assistant message when asked to."""
+
+REASONING = re.compile(r"o\d|gpt-[5-9](?!.*chat)")
+"""OpenAI's models that think first: they tell no log-probabilities, and take neither temperature nor stops."""
+
+THINKING = 8192
+"""Tokens that such a model may think before its answer."""
 
 BLANK = b" "
 LEAST = math.log(1e-4)
 """A blank less likely than this moves no label: the strings after it are not worth a request."""
 
-CHARACTERS = 4
-"""Of one token, roughly: for the allowance of tokens a minute before an answer tells how many they were."""
-
 
 @dataclass(frozen=True)
 class Server:
-    """What is known about a server before it is asked: whether it continues an answer that was begun for it."""
+    """What is known about a server before it is asked: whether it continues an answer that was begun for it, is
+    OpenAI's own, and whether the model thinks first."""
 
-    continues: bool
-    official: bool
+    continues: bool = False
+    official: bool = False
+    reasoning: bool = False
 
 
-class OpenAIBackend:
-    """A row a call and many calls at a time: the pace alone decides how many requests are in flight."""
+@dataclass(frozen=True)
+class Chat:
+    """One model in OpenAI's words: requests to bodies, answers to values. Pure."""
 
-    rows = 1
+    model: str
+    server: Server
+    price: Price | None
 
-    def __init__(self, model: str, client: Client, server: Server, price: Price | None, limits: Limits) -> None:
-        self.name = f"openai:{model}"
-        self.identity = self.name if server.official else f"{self.name}@{client.base_url}"
-        self.calls = limits.in_flight
-        self.priced = price is not None
-        self._client, self._server, self._price = client, server, price
-        self._fixed: dict[str, Any] = {"model": model}
-        if server.continues:
-            self._fixed |= {"continue_final_message": True, "add_generation_prompt": False}
+    def choose(self, request: Choose) -> dict[str, Any]:
+        """Asks for the likeliest tokens of the first place."""
+        most = "max_completion_tokens" if self.server.official else "max_tokens"
+        return {
+            **self._begun(request.prompt, only(request.options), continues=self.server.continues),
+            most: 1,
+            "temperature": 1,  # some servers tell log-probabilities after it; the token itself is not used
+            "top_p": 1,
+            "logprobs": True,
+            "top_logprobs": top.MOST,
+        }
 
-    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await together(self._choose, requests)
+    def chosen(self, request: Choose, answer: bytes) -> Likelihoods:
+        """Options outside of the list have their bound. Raises AgainError where the answer says nothing of them."""
+        tops, usage = self.tops(answer, request.options)
+        least = top.bound(tops)
+        return Likelihoods(tuple(tops.get(option.encode(), least) for option in request.options), usage)
 
-    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await together(self._write, requests)
+    def tops(self, answer: bytes, options: Sequence[str], *, blank: bool = False) -> tuple[top.Place, Usage]:
+        """The likeliest first tokens. Raises AgainError where no option, nor a wanted blank, is among them."""
+        said = parsed(Completion, answer)
+        try:
+            tops = said.tops()
+        except top.UnusableError as error:
+            raise AgainError("unparsable", str(error)) from None
+        if options and not any(option.encode() in tops for option in options) and not (blank and BLANK in tops):
+            message = f"none of the options {', '.join(options)} is among the {len(tops)} likeliest tokens"
+            raise AgainError("unparsable", message)
+        return tops, self._usage(said)
 
-    def overflow(self, request: Choose | Write) -> int:  # noqa: ARG002
-        """Only the server can tell, and says so in its answer."""
-        return 0
+    def write(self, request: Write, count: int = 1) -> dict[str, Any]:
+        """Asks for `count` samples."""
+        continues = self.server.continues and not request.numbers
+        prompt = replace(request.prompt, answer="") if request.numbers else request.prompt
+        body = self._begun(prompt, request.instruction, continues=continues)
+        if request.numbers:
+            named = {"name": "numbers", "strict": True, "schema": request.schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        if count > 1:
+            body["n"] = count
+        if self.server.reasoning:
+            return {**body, "max_completion_tokens": THINKING + request.max_tokens}
+        body["max_completion_tokens" if self.server.official else "max_tokens"] = request.max_tokens
+        body |= {"temperature": request.temperature, "seed": request.seed % 2**31}
+        if request.stop:
+            body["stop"] = list(request.stop)
+        if request.top_k and self.server.continues:
+            body["top_k"] = request.top_k
+        return body
+
+    def written(self, answer: bytes) -> list[Text]:
+        """The samples; the first has what the prompt cost. Raises AgainError or RefusedError."""
+        said = parsed(Completion, answer)
+        usage, count = self._usage(said), len(said.choices)
+        texts: list[Text] = []
+        for choice in said.choices:
+            if choice.message.refusal:
+                raise RefusedError("refusal", "the model refused to answer")
+            if choice.message.content is None:
+                raise AgainError("unparsable", "the answer has no text")
+            texts.append(Text(choice.message.content, Usage()))
+        return [replace(text, usage=part) for text, part in zip(texts, _parts(usage, count), strict=True)]
+
+    def _begun(self, prompt: Prompt, instruction: str, *, continues: bool) -> dict[str, Any]:
+        system = {"role": "system", "content": prompt.system}
+        if continues:
+            user, begun = {"role": "user", "content": prompt.user}, {"role": "assistant", "content": prompt.answer}
+            flags = {"continue_final_message": True, "add_generation_prompt": False}
+            return {"model": self.model, **flags, "messages": [system, user, begun]}
+        turns = [{"role": role, "content": text} for role, text in prompt.turns(instruction)]
+        return {"model": self.model, "messages": [system, *turns]}
+
+    def _usage(self, said: Completion) -> Usage:
+        used = said.usage or Used()
+        usd = None
+        if self.price is not None:
+            usd = self.price.usd(used.prompt_tokens, used.completion_tokens, cached=used.cached)
+        return Usage(used.prompt_tokens, used.completion_tokens, usd)
+
+
+class OpenAIBackend(RemoteBackend):
+    """A server that speaks OpenAI's protocol."""
+
+    def __init__(self, chat: Chat, client: Client, limits: Limits) -> None:
+        name = f"openai:{chat.model}"
+        identity = name if chat.server.official else f"{name}@{client.base_url}"
+        priced, reasoning = chat.price is not None, chat.server.reasoning
+        super().__init__(name, identity, limits, priced=priced, logprobs=not reasoning)
+        self._chat, self._client = chat, client
+        self._samples: dict[Write, list[tuple[Write, asyncio.Future[Text | Failed]]]] = defaultdict(list)
+        self._single = False
 
     async def close(self) -> None:
         await self._client.close()
 
     async def _choose(self, request: Choose) -> Likelihoods | Failed:
         started = time.perf_counter()
-        found = await self._strings(request, blank=self._server.continues)
-        if isinstance(found, Failed):
-            return found
-        values, least, usage = found
-        bounded = tuple(least if value is None else value for value in values)
-        return Likelihoods(bounded, replace(usage, seconds=time.perf_counter() - started))
+        if not self._chat.server.continues:
+            found = await self._ask(self._chat.choose(request), lambda answer: self._chat.chosen(request, answer))
+            return found if isinstance(found, Failed) else timed(found, started)
+        strings = await self._strings(request, blank=True)
+        if isinstance(strings, Failed):
+            return strings
+        values, least, usage = strings
+        return timed(Likelihoods(tuple(least if value is None else value for value in values), usage), started)
 
     async def _strings(self, request: Choose, *, blank: bool) -> tuple[list[float | None], float, Usage] | Failed:
         """Each option's log-probability over the token strings that write it, None where no list has it; and the most
-        that such a one can have.
+        that such a one can have. For a server that continues an answer.
 
-        One request tells the options that are one token. Two more kinds of string need a server that goes on with an
-        answer: a longer option in two tokens, P("10") = P("1") P("0" | "1"), which is taken from "1" alone; and, with
-        `blank`, a token of its own for the blank, P(" 1") = P(" ") P("1" | " ").
+        One request tells the options that are one token. Two more kinds of string need another: a longer option in two
+        tokens, P("10") = P("1") P("0" | "1"), which is taken from "1" alone; and, with `blank`, a token of its own for
+        the blank, P(" 1") = P(" ") P("1" | " ").
         """
-
-        def read(said: Completion) -> tuple[top.Place, Usage]:
-            tops = said.tops()
-            if not any(option.encode() in tops for option in request.options) and not (blank and BLANK in tops):
-                shown = ", ".join(request.options)
-                raise top.UnusableError(f"none of the options {shown} is among the {len(tops)} likeliest tokens")
-            return tops, self._usage(said)
-
-        found = await self._ask(self._choice(request), read)
+        options, chat = request.options, self._chat
+        found = await self._ask(chat.choose(request), lambda answer: chat.tops(answer, options, blank=blank))
         if isinstance(found, Failed):
             return found
         tops, usage = found
-        values = [tops.get(option.encode()) for option in request.options]
-        for at, option in enumerate(request.options):
-            if values[at] is not None or option[:-1] not in request.options or not self._server.continues:
+        values = [tops.get(option.encode()) for option in options]
+        for at, option in enumerate(options):
+            if values[at] is not None or option[:-1] not in options:
                 continue
-            shorter = request.options.index(option[:-1])
+            shorter = options.index(option[:-1])
             if (alone := values[shorter]) is None:
                 continue
             after = Choose(_answered(request.prompt, option[:-1]), (option[-1],))
-            more = await self._ask(self._choice(after), lambda said: (said.tops(), self._usage(said)))
+            more = await self._ask(chat.choose(after), lambda answer: chat.tops(answer, ()))
             if isinstance(more, Failed):
                 return more
             share = top.chance(more[0], option[-1])
             values[at], values[shorter] = alone + top.log(share), alone + top.log(1 - share)
             usage += more[1]
         if blank and (gap := tops.get(BLANK, -math.inf)) > LEAST:
-            after = await self._strings(Choose(_answered(request.prompt, " "), request.options), blank=False)
+            after = await self._strings(Choose(_answered(request.prompt, " "), options), blank=False)
             if isinstance(after, Failed):
                 return after
             spaced = [None if value is None else gap + value for value in after[0]]
@@ -128,75 +207,52 @@ class OpenAIBackend:
         return values, top.bound(tops), usage
 
     async def _write(self, request: Write) -> Text | Failed:
+        """Samples of one prompt that are wanted at the same moment are one request: the prompt is paid for once."""
+        kind, future = replace(request, seed=0), asyncio.get_running_loop().create_future()
+        group = self._samples[kind]
+        group.append((request, future))
+        if len(group) == 1:
+            await asyncio.sleep(0)  # whoever asks in this turn of the event loop is in the group now
+            await self._settle(self._samples.pop(kind))
+        return await future
+
+    async def _settle(self, group: Sequence[tuple[Write, asyncio.Future[Text | Failed]]]) -> None:
+        try:
+            found = await self._sample([request for request, _ in group])
+        except BaseException as error:
+            for _, future in group:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for (_, future), text in zip(group, found, strict=True):
+            if not future.done():
+                future.set_result(text)
+
+    async def _sample(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        """As many texts as requests. Servers that do not know `n` give one: from then on each is asked for alone."""
         started = time.perf_counter()
+        count = 1 if self._single else len(requests)
+        found = await self._ask(self._chat.write(requests[0], count), self._chat.written)
+        if isinstance(found, Failed):
+            first: list[Text | Failed] = [found] * count
+        else:
+            self._single = self._single or len(found) < count
+            first = [timed(text, started) for text in found[:count]]
+        return [*first, *await together(self._alone, requests[len(first) :])]
 
-        def read(said: Completion) -> Text:
-            text = self._text(said)
-            return replace(text, usage=replace(text.usage, seconds=time.perf_counter() - started))
+    async def _alone(self, request: Write) -> Text | Failed:
+        return (await self._sample([request]))[0]
 
-        body = {
-            "messages": self._messages(request.prompt, ""),
-            self._most: request.max_tokens,
-            "temperature": request.temperature,
-            "seed": request.seed % 2**31,
-            "stop": list(request.stop),
-        }
-        if request.top_k and self._server.continues:
-            body["top_k"] = request.top_k
-        return await self._ask(body, read)
+    async def _ask(self, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:
+        encoded = to_json(body)
+        return await self._client.ask(PATH, encoded, len(encoded) // CHARACTERS, read)
 
-    async def _ask(self, body: Mapping[str, Any], read: Callable[[Completion], T]) -> T | Failed:
-        """Ask until there is an answer that `read` can use; those of no use fail as `unparsable` in the end."""
 
-        def usable(answer: bytes) -> T:
-            try:
-                return read(parsed(Completion, answer))
-            except top.UnusableError as error:
-                raise AgainError("unparsable", str(error)) from None
-
-        encoded = to_json({**self._fixed, **body})
-        return await self._client.ask("/chat/completions", encoded, len(encoded) // CHARACTERS, usable)
-
-    @property
-    def _most(self) -> str:
-        """OpenAI's newer models know only the longer name, other servers only the older one."""
-        return "max_completion_tokens" if self._server.official else "max_tokens"
-
-    def _choice(self, request: Choose) -> dict[str, Any]:
-        labels = ", ".join(request.options)
-        return {
-            "messages": self._messages(request.prompt, f"Answer with one of {labels} and nothing else."),
-            self._most: 1,
-            "temperature": 1,  # some servers tell log-probabilities after it; the token itself is not used
-            "top_p": 1,
-            "logprobs": True,
-            "top_logprobs": top.MOST,
-        }
-
-    def _messages(self, prompt: Prompt, instruction: str) -> list[dict[str, str]]:
-        """Turns whose text is the prompt's; a rationale stands in a turn of the assistant's own."""
-        system = {"role": "system", "content": prompt.system}
-        if self._server.continues:
-            return [system, {"role": "user", "content": prompt.user}, {"role": "assistant", "content": prompt.answer}]
-        reason, _, ending = prompt.answer.rpartition("\n\n")
-        last = "\n\n".join(part for part in (instruction, ending) if part)
-        if not reason:
-            return [system, {"role": "user", "content": f"{prompt.user}\n\n{last}"}]
-        turns = [("user", prompt.user), ("assistant", reason), ("user", last)]
-        return [system, *({"role": role, "content": content} for role, content in turns)]
-
-    def _text(self, said: Completion) -> Text:
-        message = said.choices[0].message
-        if message.refusal:
-            raise RefusedError("refusal", "the model refused to answer")
-        if message.content is None:
-            raise AgainError("unparsable", "the answer has no text")
-        return Text(message.content, self._usage(said))
-
-    def _usage(self, said: Completion) -> Usage:
-        used = said.usage or Used()
-        usd = None if self._price is None else self._price.usd(used.prompt_tokens, used.cached, used.completion_tokens)
-        return Usage(used.prompt_tokens, used.completion_tokens, usd)
+def _parts(usage: Usage, count: int) -> list[Usage]:
+    """One answer's cost over its samples: the prompt's tokens on the first, what was written evenly."""
+    share, rest = divmod(usage.tokens_out, count)
+    usd = None if usage.usd is None else usage.usd / count
+    return [Usage(0 if at else usage.tokens_in, share + (at < rest), usd) for at in range(count)]
 
 
 def _either(first: float | None, second: float | None) -> float | None:
@@ -219,7 +275,7 @@ def open_openai(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     client = Client(base_url or OFFICIAL, headers, limits, secret=key or "")
     server = asyncio.run(_look(client, model, official=official))
-    return OpenAIBackend(model, client, server, price, limits)
+    return OpenAIBackend(Chat(model, server, price), client, limits)
 
 
 async def _look(client: Client, model: str, *, official: bool) -> Server:
@@ -234,4 +290,5 @@ async def _look(client: Client, model: str, *, official: bool) -> Server:
     if names and model not in names and (official or continues):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise BackendError(f"--model openai:{model}: {client.base_url} has no such model; it has {shown}")
-    return Server(continues=continues, official=official)
+    reasoning = not continues and REASONING.match(model) is not None
+    return Server(continues, official, reasoning)

@@ -17,6 +17,7 @@ local:OWNER/NAME       a model of the Hugging Face hub, or of its local cache
 vllm:DIR-or-OWNER/NAME the same models through vLLM in this process (also vllm:smollm2)
 openai:NAME            OpenAI, with the key in OPENAI_API_KEY
 openai:NAME --base-url URL   any server that speaks its protocol: vLLM, SGLang, llama.cpp, LM Studio, ...
+anthropic:NAME         Anthropic, with the key in ANTHROPIC_API_KEY; no log-probabilities, so it votes
 fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
 
 
@@ -56,6 +57,17 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
                 key=reach.keys.get("openai"),
                 limits=reach.limits,
                 price=reach.price or (listed("openai", rest) if reach.base_url is None else None),
+            )
+        case "anthropic":
+            from labeler.anthropic import open_anthropic
+
+            reach = reach or Reach()
+            return open_anthropic(
+                rest,
+                base_url=reach.base_url,
+                key=reach.keys.get("anthropic"),
+                limits=reach.limits,
+                price=reach.price or listed("anthropic", rest),
             )
         case "fake":
             from labeler.fake import open_fake

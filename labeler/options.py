@@ -11,11 +11,19 @@ from typing import Literal
 
 from data.errors import RlaifError
 
+MOST_VOTES = 100
+
+Rung = Literal["logprobs", "votes", "stated"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How the model is asked: options that change the answers, and so make another job."""
 
+    needs: Rung | None = None
+    """How likelihoods are made. Default: logprobs where the model tells them, else votes; stated: in its own words."""
+    votes: int = 5
+    """Answers sampled for each question where the model tells no log-probabilities (or with --needs votes)."""
     shots: int = 0
     """Exemplars shown before the question, as many as the task file has at most."""
     cot: bool = False
@@ -38,6 +46,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_rationale < 1 or self.shots < 0 or self.top_k < 0:
             raise RlaifError("--samples and --max-rationale must be at least 1, --shots and --top-k at least 0")
+        if not 1 <= self.votes <= MOST_VOTES:
+            raise RlaifError(f"--votes {self.votes}: expected 1 to {MOST_VOTES}")
         if self.samples > 1 and not self.cot:
             raise RlaifError(
                 "--samples needs --cot: it averages over rationales, and without them all samples are equal"

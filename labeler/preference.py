@@ -112,7 +112,7 @@ def _order(answer: Asked, question: PairQuestion) -> Order | Failed:
         p_first=1 - one if question.polarity == "worse" else one,
         mass=answer.mass,
         rationale=answer.rationale,
-        votes=None,
+        votes=answer.votes,
     )
 
 

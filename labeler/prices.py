@@ -17,23 +17,33 @@ _DATED = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{8})$")
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens. `cached` are input tokens that the provider read from its prompt cache."""
+    """USD per million tokens. `cached` are input tokens that the provider read from its prompt cache, `written` those
+    that it wrote there; without a price of their own they cost what other input does."""
 
     input: float
     output: float
     cached: float | None = None
+    written: float | None = None
 
-    def usd(self, tokens_in: int, cached: int, tokens_out: int) -> float:
-        """The cost of one answer; `cached` tokens are among `tokens_in`."""
-        reused = self.input if self.cached is None else self.cached
-        return ((tokens_in - cached) * self.input + cached * reused + tokens_out * self.output) / 1e6
+    def usd(self, tokens_in: int, tokens_out: int, *, cached: int = 0, written: int = 0) -> float:
+        """The cost of one answer; `cached` and `written` tokens are among `tokens_in`."""
+        read = self.input if self.cached is None else self.cached
+        kept = self.input if self.written is None else self.written
+        plain = (tokens_in - cached - written) * self.input
+        return (plain + cached * read + written * kept + tokens_out * self.output) / 1e6
 
 
-def listed(provider: str, model: str) -> Price | None:
-    """The table's price of a model, or of the model that it is a dated snapshot of."""
+def listed(provider: str, model: str, *, batch: bool = False) -> Price | None:
+    """The table's price of a model, or of the model that it is a dated snapshot of; in a batch, where it has one."""
     rows = _table().get(provider, {})
     row = rows.get(model) or rows.get(_DATED.sub("", model))
-    return None if row is None else Price(row["input"], row["output"], row.get("cached"))
+    if row is None:
+        return None
+    if not batch or "batch_input" not in row:
+        return Price(row["input"], row["output"], row.get("cached"), row.get("written"))
+    share = row["batch_input"] / row["input"]  # what is cached is reduced as other input is
+    cached, written = (row[name] * share if name in row else None for name in ("cached", "written"))
+    return Price(row["batch_input"], row["batch_output"], cached, written)
 
 
 def given(text: str) -> Price:

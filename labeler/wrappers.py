@@ -25,8 +25,8 @@ class Store(Protocol):
 
 
 @dataclass(frozen=True)
-class _Around:
-    """All that a wrapper passes on as it is: everything but the two verbs."""
+class Around:
+    """What a wrapper passes on as it is: everything that it does not do itself."""
 
     inner: Backend
 
@@ -50,6 +50,16 @@ class _Around:
     def priced(self) -> bool:
         return self.inner.priced
 
+    @property
+    def logprobs(self) -> bool:
+        return self.inner.logprobs
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        return await self.inner.likelihoods(requests)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        return await self.inner.texts(requests)
+
     def overflow(self, request: Choose | Write) -> int:
         return self.inner.overflow(request)
 
@@ -58,7 +68,7 @@ class _Around:
 
 
 @dataclass(frozen=True)
-class Cached(_Around):
+class Cached(Around):
     """Answers from a store what was asked before, asks `inner` only for the rest, and keeps what it says at once."""
 
     store: Store
@@ -99,7 +109,7 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Metered(_Around):
+class Metered(Around):
     """Counts what goes through: put it inside of the cache to count what is really asked."""
 
     meter: Meter
@@ -128,7 +138,7 @@ class BudgetError(RlaifError):
 
 
 @dataclass(frozen=True)
-class Budgeted(_Around):
+class Budgeted(Around):
     """Stops the job before a request once `meter` has reached `usd`: at most what is in flight then is spent beyond."""
 
     meter: Meter

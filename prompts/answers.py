@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 
 from prompts.render import MARK
@@ -64,3 +66,31 @@ def rationale(text: str, ending: str) -> str:
     """The reasoning alone: cut at the first stop, so that an answer inside it is never read as the label."""
     cuts = [at for stop in stops(ending) if (at := text.find(stop)) >= 0]
     return text[: min(cuts, default=len(text))].rstrip()
+
+
+def choice(text: str, options: Sequence[str]) -> int | None:
+    """Which option a text names, if it says nothing else: "2", " 2.", "**2**", "Response 2", "Preferred Response=2".
+
+    None for anything longer: "1 is better than 2" is not read for what it might mean.
+    """
+    found = re.fullmatch(r"[^\w]*(?:[A-Za-z][A-Za-z ]*[^\w]*)?(\d+)[^\w]*", text)
+    return options.index(found[1]) if found and found[1] in options else None
+
+
+def stated(text: str, options: Sequence[str]) -> tuple[float, ...] | None:
+    """Probabilities from a JSON object with a number for each option, which need not add up; None for anything else."""
+    try:
+        told = json.loads(text)
+        weights = [float(told[option]) for option in options]
+    except (ValueError, TypeError, KeyError):
+        return None
+    total = math.fsum(weights)
+    if min(weights) < 0 or not 0 < total < math.inf:
+        return None
+    return tuple(weight / total for weight in weights)
+
+
+def smoothed(counts: Sequence[int]) -> tuple[float, ...]:
+    """Shares of votes, with two more spread evenly: for two options Laplace's rule of succession, (k+1)/(n+2)."""
+    spread = 2 / len(counts)
+    return tuple((count + spread) / (sum(counts) + 2) for count in counts)

@@ -43,6 +43,17 @@ class Prompt:
         """The whole as one text, for models without a chat template."""
         return f"{self.system}\n\n{self.user}\n\n{self.answer}"
 
+    def turns(self, instruction: str) -> list[tuple[Literal["user", "assistant"], str]]:
+        """The turns after the system's for a model that begins its own answer: `instruction` says what that is to be.
+
+        A rationale stands in a turn of the assistant's; the beginning of the answer stands at the end of the request.
+        """
+        rationale, _, ending = self.answer.rpartition("\n\n")
+        last = "\n\n".join(part for part in (instruction, ending) if part)
+        if not rationale:
+            return [("user", f"{self.user}\n\n{last}" if last else self.user)]
+        return [("user", self.user), ("assistant", rationale), ("user", last)]
+
     def continued(self, rationale: str, ending: str) -> Prompt:
         """The second step of a chain of thought: the rationale, then the ending, exactly once."""
         return replace(self, answer=f"{self.answer}{rationale}\n\n{ending}")

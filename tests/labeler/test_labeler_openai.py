@@ -21,7 +21,7 @@ import labeler.attempts
 from data.records import Failure, Label
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Write
 from labeler.http import Client
-from labeler.openai import OpenAIBackend, Server, open_openai
+from labeler.openai import Chat, OpenAIBackend, Server, open_openai
 from labeler.options import Limits, Options
 from labeler.preference import Labeler
 from labeler.prices import Price
@@ -65,7 +65,7 @@ def opened(
 def continuing(it: Provider, model: str, limits: Limits = LIMITS, price: Price | None = None) -> OpenAIBackend:
     """A server that goes on with an answer that was begun for it."""
     client = Client(f"{it.url}/v1", {"authorization": f"Bearer {KEY}"}, limits, secret=KEY)
-    return OpenAIBackend(model, client, Server(continues=True, official=False), price, limits)
+    return OpenAIBackend(Chat(model, Server(continues=True), price), client, limits)
 
 
 def pairs(count: int) -> list[Choose]:
@@ -103,7 +103,7 @@ def values(found: Sequence[Any]) -> list[tuple[float, ...]]:
 
 def told(backend: OpenAIBackend, request: Choose) -> tuple[float, ...]:
     """What the stand-in means by its answer: the share of each option."""
-    body = {**backend._fixed, **backend._choice(request)}
+    body = backend._chat.choose(request)
     labels, _ = label_probabilities(provider_openai.read(body, Settings()))
     return tuple(share for _, share in labels)
 

@@ -58,13 +58,22 @@ class TestGiven:
 
 class TestCost:
     def test_input_and_output(self):
-        assert Price(2, 8).usd(1_000_000, 0, 500_000) == 6
+        assert Price(2, 8).usd(1_000_000, 500_000) == 6
 
     def test_cached_tokens_are_among_the_input(self):
-        assert Price(2, 8, 0.5).usd(1_000_000, 400_000, 0) == pytest.approx(1.2 + 0.2)
+        assert Price(2, 8, 0.5).usd(1_000_000, 0, cached=400_000) == pytest.approx(1.2 + 0.2)
 
     def test_cached_tokens_cost_the_same_where_no_price_says_else(self):
-        assert Price(2, 8).usd(1000, 400, 0) == pytest.approx(Price(2, 8).usd(1000, 0, 0))
+        assert Price(2, 8).usd(1000, 0, cached=400) == pytest.approx(Price(2, 8).usd(1000, 0))
 
     def test_a_price_of_nothing_for_cached_tokens_is_one(self):
-        assert Price(2, 8, 0.0).usd(1000, 1000, 0) == 0
+        assert Price(2, 8, 0.0).usd(1000, 0, cached=1000) == 0
+
+    def test_written_tokens_are_among_the_input_too(self):
+        assert Price(2, 8, 0.5, 4).usd(1_000_000, 0, cached=500_000, written=250_000) == pytest.approx(0.5 + 0.25 + 1)
+
+
+def test_a_batch_costs_what_the_table_says_and_caches_in_proportion():
+    assert listed("openai", "gpt-4o", batch=True) == Price(1.25, 5, 0.625)
+    assert listed("anthropic", "claude-haiku-4-5", batch=True) == Price(0.5, 2.5, 0.05, 0.625)
+    assert listed("openai", "gpt-4", batch=True) == listed("openai", "gpt-4")

@@ -1,0 +1,49 @@
+"""What all backends behind a server have in common: a row a call, many calls at a time."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from labeler.backend import Choose, Failed, Likelihoods, Text, Write, together
+from labeler.options import Limits
+
+A = TypeVar("A", Likelihoods, Text)
+
+CHARACTERS = 4
+"""Of one token, roughly: for what must be known before an answer tells how many they were."""
+
+
+class RemoteBackend(ABC):
+    """Asks about each request by itself; the server's pace alone decides how many are in flight."""
+
+    rows = 1
+
+    def __init__(self, name: str, identity: str, limits: Limits, *, priced: bool, logprobs: bool) -> None:
+        self.name, self.identity, self.calls = name, identity, limits.in_flight
+        self.priced, self.logprobs = priced, logprobs
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        return await together(self._choose, requests)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        return await together(self._write, requests)
+
+    def overflow(self, request: Choose | Write) -> int:  # noqa: ARG002
+        """Only the server can tell, and says so in its answer."""
+        return 0
+
+    @abstractmethod
+    async def _choose(self, request: Choose) -> Likelihoods | Failed: ...
+    @abstractmethod
+    async def _write(self, request: Write) -> Text | Failed: ...
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+def timed(answer: A, started: float) -> A:
+    """The answer with the seconds since `started`, by time.perf_counter."""
+    return replace(answer, usage=replace(answer.usage, seconds=time.perf_counter() - started))
