@@ -356,9 +356,8 @@ def _reach(remote: Remote, limits: Limits) -> Reach:
     from labeler.opening import Reach
     from labeler.prices import given
 
-    keys = {
-        name: key for name in ("openai", "anthropic") if (key := os.environ.get(f"{name.upper()}_API_KEY", "").strip())
-    }
+    names = [name for name in os.environ if name.endswith("_API_KEY")]
+    keys = {name[: -len("_API_KEY")].lower(): key for name in names if (key := os.environ[name].strip())}
     return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
 
 

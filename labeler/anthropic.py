@@ -21,7 +21,7 @@ from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usa
 from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
-from labeler.remote import CHARACTERS, RemoteBackend, timed
+from labeler.remote import RemoteBackend, timed, tokens
 
 OFFICIAL = "https://api.anthropic.com/v1"
 VERSION = "2023-06-01"
@@ -60,9 +60,9 @@ class Messages:
             raise AgainError("unparsable", "the answer has no text")
         used = said.usage
         read, kept = used.cache_read_input_tokens, used.cache_creation_input_tokens
-        tokens = used.input_tokens + read + kept
-        usd = None if self.price is None else self.price.usd(tokens, used.output_tokens, cached=read, written=kept)
-        return [Text(text, Usage(tokens, used.output_tokens, usd))]
+        whole = used.input_tokens + read + kept
+        usd = None if self.price is None else self.price.usd(whole, used.output_tokens, cached=read, written=kept)
+        return [Text(text, Usage(whole, used.output_tokens, usd))]
 
 
 class AnthropicBackend(RemoteBackend):
@@ -84,7 +84,7 @@ class AnthropicBackend(RemoteBackend):
         body = to_json(self._dialect.write(request))
         async with self._warm.after(_prefixes(request)):
             started = time.perf_counter()
-            found = await self._client.ask(PATH, body, len(body) // CHARACTERS, self._dialect.written)
+            found = await self._client.ask(PATH, body, tokens(request), self._dialect.written)
         return found if isinstance(found, Failed) else timed(found[0], started)
 
 

@@ -44,7 +44,7 @@ class Client:
         """One plain GET. Raises AgainError, RefusedError or BackendError."""
         status, headers, body = await self._exchange("GET", path, None)
         if status >= 400:
-            raise self._error(status, headers, body)
+            raise self._meaning(status, headers, body)
         return body
 
     async def ask(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
@@ -54,7 +54,7 @@ class Client:
             status, headers, answer = await self._exchange("POST", path, body)
             self._attempts.pace.learn(headers)
             if status >= 400:
-                raise self._error(status, headers, answer)
+                raise self._meaning(status, headers, answer)
             return read(answer)
 
         return await self._attempts.ask(attempt, tokens)
@@ -78,40 +78,45 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             raise AgainError("connection", f"{self.base_url}: {type(error).__name__}: {error}") from None
 
-    def _error(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
-        """What a status above 399 means for this request, for the pace and for the job."""
-        kind, message = self._said(body)
-        text = f"{self.base_url}: status {status}" + (f": {message}" if message else "")
-        if "logprobs" in message and status < 500:
-            return BackendError(f"{text}; --needs votes does without log-probabilities")
-        if kind in UNSUPPORTED:
-            return BackendError(f"{text}; the model does not take what every request of this job has")
-        if status in {401, 403}:
-            return BackendError(f"{self.base_url}: the key was refused (status {status}); check the key and its rights")
-        if kind == "insufficient_quota" or "credit balance" in message or status == 402:
-            return BackendError(f"{text}; nothing more can be asked with this account")
-        if status == 404:
-            return BackendError(f"{text}; check --model and --base-url")
-        if status in THROTTLED:
-            return AgainError(
-                "rate_limit" if status == 429 else "overloaded", text, throttled=True, after=retry_after(headers)
-            )
-        if status in TRANSIENT or status >= 500:
-            return AgainError("server_error", text, after=retry_after(headers))
-        if kind == "context_length_exceeded" or "maximum context length" in message or "prompt is too long" in message:
-            return RefusedError("too_long", text)
-        return RefusedError("refused", text)
+    def _meaning(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
+        kind, message = _said(body)
+        return meaning(
+            self.base_url, status, headers, kind, message.replace(self._secret, "***") if self._secret else message
+        )
 
-    def _said(self, body: bytes) -> tuple[str, str]:
-        """The kind and message of an error body in OpenAI's or Anthropic's shape, without the key, in one line."""
-        try:
-            said = _Said.model_validate_json(body)
-        except ValidationError:
-            return "", ""
-        error = said.error if isinstance(said.error, _Reason) else said
-        text = said.error if isinstance(said.error, str) else error.message or ""
-        message = " ".join(text.split())[:300]
-        return str(error.code or error.type or ""), message.replace(self._secret, "***") if self._secret else message
+
+def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, message: str) -> Exception:
+    """What an error, with a status above 399, means for this request, for the pace and for the job."""
+    text = f"{where}: status {status}" + (f": {message}" if message else "")
+    if "logprobs" in message and status < 500:
+        return BackendError(f"{text}; --needs votes does without log-probabilities")
+    if kind in UNSUPPORTED:
+        return BackendError(f"{text}; the model does not take what every request of this job has")
+    if status in {401, 403}:
+        return BackendError(f"{where}: the key was refused (status {status}); check the key and its rights")
+    if kind == "insufficient_quota" or "credit balance" in message or status == 402:
+        return BackendError(f"{text}; nothing more can be asked with this account")
+    if status == 404:
+        return BackendError(f"{text}; check --model and --base-url")
+    if status in THROTTLED:
+        reason = "rate_limit" if status == 429 else "overloaded"
+        return AgainError(reason, text, throttled=True, after=retry_after(headers))
+    if status in TRANSIENT or status >= 500:
+        return AgainError("server_error", text, after=retry_after(headers))
+    if kind == "context_length_exceeded" or "maximum context length" in message or "prompt is too long" in message:
+        return RefusedError("too_long", text)
+    return RefusedError("refused", text)
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    """The kind and message of an error body in OpenAI's or Anthropic's shape, in one line."""
+    try:
+        said = _Said.model_validate_json(body)
+    except ValidationError:
+        return "", ""
+    error = said.error if isinstance(said.error, _Reason) else said
+    text = said.error if isinstance(said.error, str) else error.message or ""
+    return str(error.code or error.type or ""), " ".join(text.split())[:300]
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from pydantic_core import to_json
@@ -25,7 +25,7 @@ from labeler.completions import Completion, Models, Used
 from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
-from labeler.remote import CHARACTERS, RemoteBackend, timed
+from labeler.remote import RemoteBackend, timed, tokens
 from prompts.render import Prompt
 
 T = TypeVar("T")
@@ -144,25 +144,43 @@ class Chat:
         return Usage(used.prompt_tokens, used.completion_tokens, usd)
 
 
-class OpenAIBackend(RemoteBackend):
-    """A server that speaks OpenAI's protocol."""
+class Transport(Protocol):
+    """The way to a model: bodies go there, and what `read` makes of an answer comes back."""
 
-    def __init__(self, chat: Chat, client: Client, limits: Limits) -> None:
-        name = f"openai:{chat.model}"
-        identity = name if chat.server.official else f"{name}@{client.base_url}"
+    async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed: ...
+    async def close(self) -> None: ...
+
+
+class _Http:
+    """A server's chat completions over HTTP."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self.close = client.close
+
+    async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed:
+        return await self._client.ask(PATH, to_json(body), tokens, read)
+
+
+class OpenAIBackend(RemoteBackend):
+    """A model that is asked in OpenAI's words. `samples` says whether one request can ask for several."""
+
+    def __init__(
+        self, name: str, identity: str, chat: Chat, transport: Transport, limits: Limits, *, samples: bool = True
+    ) -> None:
         priced, reasoning = chat.price is not None, chat.server.reasoning
         super().__init__(name, identity, limits, priced=priced, logprobs=not reasoning)
-        self._chat, self._client = chat, client
+        self._chat, self._transport = chat, transport
         self._samples: dict[Write, list[tuple[Write, asyncio.Future[Text | Failed]]]] = defaultdict(list)
-        self._single = False
+        self._single = not samples
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._transport.close()
 
     async def _choose(self, request: Choose) -> Likelihoods | Failed:
         started = time.perf_counter()
         if not self._chat.server.continues:
-            found = await self._ask(self._chat.choose(request), lambda answer: self._chat.chosen(request, answer))
+            found = await self._ask(request, self._chat.choose(request), lambda said: self._chat.chosen(request, said))
             return found if isinstance(found, Failed) else timed(found, started)
         strings = await self._strings(request, blank=True)
         if isinstance(strings, Failed):
@@ -179,7 +197,7 @@ class OpenAIBackend(RemoteBackend):
         the blank, P(" 1") = P(" ") P("1" | " ").
         """
         options, chat = request.options, self._chat
-        found = await self._ask(chat.choose(request), lambda answer: chat.tops(answer, options, blank=blank))
+        found = await self._ask(request, chat.choose(request), lambda said: chat.tops(said, options, blank=blank))
         if isinstance(found, Failed):
             return found
         tops, usage = found
@@ -191,7 +209,7 @@ class OpenAIBackend(RemoteBackend):
             if (alone := values[shorter]) is None:
                 continue
             after = Choose(_answered(request.prompt, option[:-1]), (option[-1],))
-            more = await self._ask(chat.choose(after), lambda answer: chat.tops(answer, ()))
+            more = await self._ask(after, chat.choose(after), lambda said: chat.tops(said, ()))
             if isinstance(more, Failed):
                 return more
             share = top.chance(more[0], option[-1])
@@ -232,7 +250,7 @@ class OpenAIBackend(RemoteBackend):
         """As many texts as requests. Servers that do not know `n` give one: from then on each is asked for alone."""
         started = time.perf_counter()
         count = 1 if self._single else len(requests)
-        found = await self._ask(self._chat.write(requests[0], count), self._chat.written)
+        found = await self._ask(requests[0], self._chat.write(requests[0], count), self._chat.written)
         if isinstance(found, Failed):
             first: list[Text | Failed] = [found] * count
         else:
@@ -243,9 +261,8 @@ class OpenAIBackend(RemoteBackend):
     async def _alone(self, request: Write) -> Text | Failed:
         return (await self._sample([request]))[0]
 
-    async def _ask(self, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:
-        encoded = to_json(body)
-        return await self._client.ask(PATH, encoded, len(encoded) // CHARACTERS, read)
+    async def _ask(self, request: Choose | Write, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:
+        return await self._transport.ask(body, read, tokens(request))
 
 
 def _parts(usage: Usage, count: int) -> list[Usage]:
@@ -275,7 +292,9 @@ def open_openai(
     headers = {"authorization": f"Bearer {key}"} if key else {}
     client = Client(base_url or OFFICIAL, headers, limits, secret=key or "")
     server = asyncio.run(_look(client, model, official=official))
-    return OpenAIBackend(Chat(model, server, price), client, limits)
+    name = f"openai:{model}"
+    identity = name if official else f"{name}@{client.base_url}"
+    return OpenAIBackend(name, identity, Chat(model, server, price), _Http(client), limits)
 
 
 async def _look(client: Client, model: str, *, official: bool) -> Server:

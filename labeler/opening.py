@@ -18,6 +18,7 @@ vllm:DIR-or-OWNER/NAME the same models through vLLM in this process (also vllm:s
 openai:NAME            OpenAI, with the key in OPENAI_API_KEY
 openai:NAME --base-url URL   any server that speaks its protocol: vLLM, SGLang, llama.cpp, LM Studio, ...
 anthropic:NAME         Anthropic, with the key in ANTHROPIC_API_KEY; no log-probabilities, so it votes
+litellm:PROVIDER/NAME  what else LiteLLM can reach (pip install 'rlaif-service[litellm]')
 fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
 
 
@@ -68,6 +69,18 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
                 key=reach.keys.get("anthropic"),
                 limits=reach.limits,
                 price=reach.price or listed("anthropic", rest),
+            )
+        case "litellm":
+            _need("litellm", "litellm", "LiteLLM's models")
+            from labeler.litellm import open_litellm
+
+            reach = reach or Reach()
+            return open_litellm(
+                rest,
+                base_url=reach.base_url,
+                secrets=tuple(reach.keys.values()),
+                limits=reach.limits,
+                price=reach.price,
             )
         case "fake":
             from labeler.fake import open_fake

@@ -44,6 +44,13 @@ class RemoteBackend(ABC):
     async def close(self) -> None: ...
 
 
+def tokens(request: Choose | Write) -> int:
+    """About so many a request has, with the most that its answer may have."""
+    prompt = request.prompt
+    told = sum(map(len, (prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer)))
+    return told // CHARACTERS + (request.max_tokens if isinstance(request, Write) else 1)
+
+
 def timed(answer: A, started: float) -> A:
     """The answer with the seconds since `started`, by time.perf_counter."""
     return replace(answer, usage=replace(answer.usage, seconds=time.perf_counter() - started))

@@ -21,7 +21,7 @@ import labeler.attempts
 from data.records import Failure, Label
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Write
 from labeler.http import Client
-from labeler.openai import Chat, OpenAIBackend, Server, open_openai
+from labeler.openai import Chat, OpenAIBackend, Server, _Http, open_openai
 from labeler.options import Limits, Options
 from labeler.preference import Labeler
 from labeler.prices import Price
@@ -65,7 +65,8 @@ def opened(
 def continuing(it: Provider, model: str, limits: Limits = LIMITS, price: Price | None = None) -> OpenAIBackend:
     """A server that goes on with an answer that was begun for it."""
     client = Client(f"{it.url}/v1", {"authorization": f"Bearer {KEY}"}, limits, secret=KEY)
-    return OpenAIBackend(Chat(model, Server(continues=True), price), client, limits)
+    name = f"openai:{model}"
+    return OpenAIBackend(name, name, Chat(model, Server(continues=True), price), _Http(client), limits)
 
 
 def pairs(count: int) -> list[Choose]:
