@@ -80,9 +80,9 @@ class Client:
 
     def _meaning(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         kind, message = _said(body)
-        return meaning(
-            self.base_url, status, headers, kind, message.replace(self._secret, "***") if self._secret else message
-        )
+        if self._secret:
+            message = message.replace(self._secret, "***")
+        return meaning(self.base_url, status, headers, kind, message)
 
 
 def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, message: str) -> Exception:

@@ -6,6 +6,7 @@ and sends; pace, tries, prices and the reading of answers are ours. It finds key
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -61,7 +62,7 @@ class _Transport:
         message = str(getattr(error, "message", error))
         for secret in self._secrets:
             message = message.replace(secret, "***")
-        headers = getattr(getattr(error, "response", None), "headers", None) or {}
+        headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
         return meaning("litellm", status, headers, kind, " ".join(message.split())[:300])
 
 
@@ -69,12 +70,14 @@ def open_litellm(
     model: str, *, base_url: str | None, secrets: tuple[str, ...], limits: Limits, price: Price | None
 ) -> OpenAIBackend:
     """`PROVIDER/NAME` as LiteLLM writes it. Raises BackendError."""
-    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # nothing is downloaded at import
+    for table in ("MODEL_COST_MAP", "ANTHROPIC_BETA_HEADERS"):  # nothing is downloaded
+        os.environ.setdefault(f"LITELLM_LOCAL_{table}", "True")
     litellm: Any = import_module("litellm")
     litellm.suppress_debug_info, litellm.telemetry = True, False
+    logging.getLogger("LiteLLM").setLevel(logging.ERROR)
     try:
         name, provider, *_ = litellm.get_llm_provider(model)
-        supported = litellm.get_supported_openai_params(name, provider) or []
+        supported: Any = litellm.get_supported_openai_params(name, provider) or []
     except Exception as error:
         said = " ".join(str(getattr(error, "message", error)).split())[:200]
         raise BackendError(f"litellm:{model}: LiteLLM does not know it: {said}") from None

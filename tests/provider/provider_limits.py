@@ -47,6 +47,8 @@ class Limits:
 
     def take(self, settings: Settings, key: str, tokens: int) -> Short | None:
         """Takes one request of so many tokens, or nothing where there is too little of either."""
+        if not (settings.rpm or settings.tpm):
+            return None
         now = time.monotonic()
         wanted = [("requests", settings.rpm, 1), ("tokens", settings.tpm, tokens)]
         held = [(self._bucket(settings, key, unit, limit, now), unit, limit, n) for unit, limit, n in wanted if limit]
