@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -53,6 +54,11 @@ class Comparison(Record):
     votes: tuple[Vote, ...] = ()
     meta: dict[str, Any] = {}
 
+    @cached_property
+    def content(self) -> str:
+        """What is judged, as a fingerprint: a label says by it which texts it is about, since ids alone can clash."""
+        return fingerprint([self.prompt, list(self.responses)])
+
     @model_validator(mode="after")
     def _indices_fit(self) -> Comparison:
         count = len(self.responses)
@@ -87,6 +93,11 @@ class Response(Record):
     model: str | None = None
     ratings: tuple[Rating, ...] = ()
     meta: dict[str, Any] = {}
+
+    @cached_property
+    def content(self) -> str:
+        """What is judged, as a fingerprint."""
+        return fingerprint([self.prompt, [self.response]])
 
 
 class Order(Record):
@@ -180,13 +191,16 @@ Answer: TypeAlias = Label | Score | Ranking
 
 def canonical(value: object) -> str:
     """The one JSON text of a value, whatever the order of its keys: what digests are made of."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_plain)
+    return _ENCODER.encode(value)
 
 
 def _plain(value: object) -> object:
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json")
     raise TypeError(f"{type(value).__name__} has no canonical form")
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=_plain)
 
 
 def fingerprint(value: object, length: int = 16) -> str:
@@ -214,12 +228,6 @@ def make(kind: type[R], fields: Mapping[str, Any]) -> R:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
         raise RowError(_first(error)) from None
-
-
-def content_of(row: Comparison | Response) -> str:
-    """What was judged, as a fingerprint: a label says by it which texts it is about, since ids alone can clash."""
-    texts = list(row.responses) if isinstance(row, Comparison) else [row.response]
-    return fingerprint([row.prompt, texts])
 
 
 def _first(error: ValidationError) -> str:

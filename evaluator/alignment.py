@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Comparison, Label, Vote, content_of
+from data.records import Comparison, Label, Vote
 from evaluator.agreement import cohen_kappa, confusion
 from evaluator.calibration import brier, expected_calibration_error
 from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval, table_interval
@@ -73,7 +73,7 @@ def evaluate(
     """Compare labels with the votes on the same ids. Raises NoDataError where nothing can be compared."""
     every = list(labels)
     known = [(label, human[label.id]) for label in every if label.id in human]
-    joined = [(label, row) for label, row in known if label.content in {"", content_of(row)}]
+    joined = [(label, row) for label, row in known if label.content in {"", row.content}]
     if not joined:
         what = (
             "every label is about other texts than the human row of its id" if known else "no label's id is among them"

@@ -145,6 +145,9 @@ def only(options: Sequence[str]) -> str:
 
 async def together(one: Callable[[Q], Awaitable[A]], requests: Iterable[Q]) -> list[A]:
     """All at once, in order. What stops the job is raised when every one has ended: their answers were paid for."""
+    requests = list(requests)
+    if len(requests) == 1:
+        return [await one(requests[0])]
     found = await asyncio.gather(*map(one, requests), return_exceptions=True)
     for each in found:
         if isinstance(each, BaseException):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import from_json
 
 from labeler import top
 
@@ -16,29 +16,6 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Token(_Part):
-    """A token of the answer, or one that could have stood there."""
-
-    token: str
-    logprob: float
-    raw: tuple[Annotated[int, Field(ge=0, le=255)], ...] | None = Field(None, alias="bytes")
-
-    @property
-    def text(self) -> bytes:
-        """Its bytes; servers that do not tell them give the tokenizer's spelling of a blank."""
-        if self.raw:
-            return bytes(self.raw)
-        return self.token.replace("▁", " ").replace("Ġ", " ").encode()
-
-
-class Place(Token):
-    top_logprobs: tuple[Token, ...] = ()
-
-
-class Logprobs(_Part):
-    content: tuple[Place, ...] | None = None
-
-
 class Message(_Part):
     content: str | None = None
     refusal: str | None = None
@@ -46,7 +23,6 @@ class Message(_Part):
 
 class Choice(_Part):
     message: Message = Message()
-    logprobs: Logprobs | None = None
 
 
 class Details(_Part):
@@ -64,20 +40,36 @@ class Used(_Part):
 
 
 class Completion(_Part):
-    """The whole answer."""
+    """The texts of an answer."""
 
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
     usage: Used | None = None
 
-    def tops(self) -> top.Place:
-        """The likeliest first tokens. Raises UnusableError where the answer does not tell them."""
-        choice = self.choices[0]
-        if choice.message.refusal:
-            raise top.UnusableError("the model refused to answer")
-        places: Sequence[Place] = (choice.logprobs and choice.logprobs.content) or ()
-        if not places or not places[0].top_logprobs:
-            raise top.UnusableError("the answer has no top log-probabilities")
-        return top.place((each.text, each.logprob) for each in places[0].top_logprobs)
+
+def first_place(answer: bytes) -> tuple[top.Place, Used]:
+    """The likeliest first tokens, and what they cost. Raises UnusableError where the answer does not tell them.
+
+    Read by hand: this is done for every answer, and a record for each of its tokens takes as long as the rest of it.
+    """
+    try:
+        said: Any = from_json(answer)
+        used = Used.model_validate(said.get("usage") or {})
+        choice: Any = said["choices"][0]
+        refused = choice.get("message", {}).get("refusal")
+        listed: list[Any] = [] if refused else choice["logprobs"]["content"][0]["top_logprobs"]
+        tokens = [(_text(each), float(each["logprob"])) for each in listed]
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        raise top.UnusableError("the answer has no readable log-probabilities; --needs votes does without") from None
+    if not tokens:
+        raise top.UnusableError("the model refused to answer" if refused else "the answer has no top log-probabilities")
+    return top.place(tokens), used
+
+
+def _text(token: dict[str, Any]) -> bytes:
+    """Its bytes; servers that do not tell them give the tokenizer's spelling of a blank."""
+    if raw := token.get("bytes"):
+        return bytes(raw)
+    return token["token"].replace("▁", " ").replace("Ġ", " ").encode()
 
 
 class Model(_Part):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.records import Comparison, Failure, Label, Message, content_of
+from data.records import Comparison, Failure, Label, Message
 from labeler.preference import MARGINS, strength
 from prompts.render import transcript
 
@@ -39,7 +39,7 @@ def rows(
             continue
         used.add(row.id)
         p, content = labelled.get(row.id, (None, ""))
-        if p is None or content not in {"", content_of(row)}:
+        if p is None or content not in {"", row.content}:
             counts.unlabelled += 1
             continue
         if p == 0.5:

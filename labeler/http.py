@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from typing import TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
@@ -63,10 +65,9 @@ class Client:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the pace is the only limit
-                timeout=aiohttp.ClientTimeout(total=self._limits.timeout, connect=10),
+                timeout=aiohttp.ClientTimeout(total=self._limits.timeout, sock_connect=10),
                 headers=self._headers,
-                trust_env=True,
-                auto_decompress=True,
+                proxy=_proxy(self.base_url),
             )
         try:
             async with self._session.request(verb, self.base_url + path, data=body, allow_redirects=False) as reply:
@@ -83,6 +84,12 @@ class Client:
         if self._secret:
             message = message.replace(self._secret, "***")
         return meaning(self.base_url, status, headers, kind, message)
+
+
+def _proxy(url: str) -> str | None:
+    """The environment's proxy for a server, once: aiohttp would look it up for every request, in a thread."""
+    place = urlsplit(url)
+    return None if proxy_bypass(place.netloc) else getproxies().get(place.scheme)
 
 
 def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, message: str) -> Exception:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Label, Ranking, Response, Score, content_of
+from data.records import Comparison, Failure, Label, Ranking, Response, Score
 from labeler.journal import Journal
 
 Row: TypeAlias = Comparison | Response
@@ -193,7 +193,7 @@ def _clash(row: Row | Failure, number: int) -> Failure:
 
 
 def _content(row: Row | Failure) -> str:
-    return "" if isinstance(row, Failure) else content_of(row)
+    return "" if isinstance(row, Failure) else row.content
 
 
 def _stored(row: Row | Failure, result: Result) -> tuple[str, str, bool, str]:

@@ -7,13 +7,15 @@ the input).
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from data.errors import FileError
 from labeler.backend import Likelihoods, Text, Usage
@@ -30,15 +32,25 @@ CREATE TABLE IF NOT EXISTS inputs (
 ) WITHOUT ROWID;
 """
 
+_KEEP = "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)"
+_PUT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
+
 _PIECE = 500
 """Values of one SQL statement."""
 
 
 class Journal:
-    """One file, one writer. Raises FileError for a full disk, a locked or a foreign file."""
+    """One file, one writer. Raises FileError for a full disk, a locked or a foreign file.
+
+    What one turn of the event loop brings is stored in one transaction at its end, as a commit costs more than a row:
+    a process that is killed loses what it was told in that turn. Without an event loop all is stored at once.
+    """
 
     def __init__(self, path: Path, digest: str, *, fresh: bool = False) -> None:
         self.path, self._digest = path, digest
+        self._waiting: dict[str, list[Sequence[Any]]] = {_KEEP: [], _PUT: []}
+        self._scheduled = False
+        self._error: FileError | None = None
         with self._guarded():
             self._db = sqlite3.connect(path, timeout=1, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -52,6 +64,7 @@ class Journal:
                 self._db.execute("DELETE FROM inputs WHERE digest = ?", [digest])
 
     def close(self) -> None:
+        self.flush()
         with self._guarded():
             self._db.close()
 
@@ -91,13 +104,11 @@ class Journal:
 
     def keep(self, results: Sequence[tuple[str, str, bool, str]]) -> None:
         """Store finished rows as (id, content, ok, record)."""
-        with self._guarded(), self._transaction():
-            self._db.executemany(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)", [(self._digest, *each) for each in results]
-            )
+        self._store(_KEEP, [(self._digest, *each) for each in results])
 
     def forget_answers(self) -> None:
         """Drop this job's answers to single requests: every row has its result, none failed."""
+        self.flush()
         with self._guarded(), self._transaction():
             self._db.execute("DELETE FROM answers WHERE digest = ?", [self._digest])
 
@@ -107,6 +118,7 @@ class Journal:
             SELECT record FROM inputs JOIN results USING (digest, id)
             WHERE digest = ? AND ok = ? ORDER BY number
         """
+        self.flush()
         with self._guarded():
             for (record,) in self._db.execute(query, [self._digest, int(ok)]):
                 yield json.loads(record)
@@ -120,9 +132,40 @@ class Journal:
         return found
 
     def put(self, answers: Iterable[tuple[str, Likelihoods | Text]]) -> None:
-        rows = [(self._digest, key, type(answer).__name__, json.dumps(asdict(answer))) for key, answer in answers]
-        with self._guarded(), self._transaction():
-            self._db.executemany("INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)", rows)
+        rows = [(self._digest, key, type(answer).__name__, to_json(answer).decode()) for key, answer in answers]
+        self._store(_PUT, rows)
+
+    def flush(self) -> None:
+        """Store what waits. Raises FileError: also one that was met at the end of an earlier turn."""
+        self._scheduled = False
+        if self._error is None and any(self._waiting.values()):
+            with self._guarded(), self._transaction():
+                for statement, rows in self._waiting.items():
+                    self._db.executemany(statement, rows)
+            for rows in self._waiting.values():
+                rows.clear()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _store(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        if self._error is not None:
+            self.flush()
+        self._waiting[statement] += rows
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if not self._scheduled:
+            self._scheduled = True
+            loop.call_soon(self._at_the_end_of_the_turn)
+
+    def _at_the_end_of_the_turn(self) -> None:
+        try:
+            self.flush()
+        except FileError as error:  # for whoever stores or reads next: nobody waits here
+            self._error = error
 
     def _select(self, query: str, values: Sequence[Any]) -> list[Any]:
         with self._guarded():
@@ -134,7 +177,8 @@ class Journal:
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
 

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from pydantic_core import to_json
 from labeler import top
 from labeler.attempts import AgainError, RefusedError
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, only, together
-from labeler.completions import Completion, Models, Used
+from labeler.completions import Completion, Models, Used, first_place
 from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
@@ -37,6 +38,9 @@ CONTINUING = frozenset({"vllm", "sglang"})
 
 REASONING = re.compile(r"o\d|gpt-[5-9](?!.*chat)")
 """OpenAI's models that think first: they tell no log-probabilities, and take neither temperature nor stops."""
+
+MOST_SAMPLES = 128
+"""That one request may ask for."""
 
 THINKING = 8192
 """Tokens that such a model may think before its answer."""
@@ -84,15 +88,14 @@ class Chat:
 
     def tops(self, answer: bytes, options: Sequence[str], *, blank: bool = False) -> tuple[top.Place, Usage]:
         """The likeliest first tokens. Raises AgainError where no option, nor a wanted blank, is among them."""
-        said = parsed(Completion, answer)
         try:
-            tops = said.tops()
+            tops, used = first_place(answer)
         except top.UnusableError as error:
             raise AgainError("unparsable", str(error)) from None
         if options and not any(option.encode() in tops for option in options) and not (blank and BLANK in tops):
             message = f"none of the options {', '.join(options)} is among the {len(tops)} likeliest tokens"
             raise AgainError("unparsable", message)
-        return tops, self._usage(said)
+        return tops, self._usage(used)
 
     def write(self, request: Write, count: int = 1) -> dict[str, Any]:
         """Asks for `count` samples."""
@@ -117,7 +120,7 @@ class Chat:
     def written(self, answer: bytes) -> list[Text]:
         """The samples; the first has what the prompt cost. Raises AgainError or RefusedError."""
         said = parsed(Completion, answer)
-        usage, count = self._usage(said), len(said.choices)
+        usage, count = self._usage(said.usage or Used()), len(said.choices)
         texts: list[Text] = []
         for choice in said.choices:
             if choice.message.refusal:
@@ -136,8 +139,7 @@ class Chat:
         turns = [{"role": role, "content": text} for role, text in prompt.turns(instruction)]
         return {"model": self.model, "messages": [system, *turns]}
 
-    def _usage(self, said: Completion) -> Usage:
-        used = said.usage or Used()
+    def _usage(self, used: Used) -> Usage:
         usd = None
         if self.price is not None:
             usd = self.price.usd(used.prompt_tokens, used.completion_tokens, cached=used.cached)
@@ -172,7 +174,8 @@ class OpenAIBackend(RemoteBackend):
         super().__init__(name, identity, limits, priced=priced, logprobs=not reasoning)
         self._chat, self._transport = chat, transport
         self._samples: dict[Write, list[tuple[Write, asyncio.Future[Text | Failed]]]] = defaultdict(list)
-        self._single = not samples
+        self._asking: set[asyncio.Task[None]] = set()
+        self._most = MOST_SAMPLES if samples else 1
 
     async def close(self) -> None:
         await self._transport.close()
@@ -230,9 +233,14 @@ class OpenAIBackend(RemoteBackend):
         group = self._samples[kind]
         group.append((request, future))
         if len(group) == 1:
-            await asyncio.sleep(0)  # whoever asks in this turn of the event loop is in the group now
-            await self._settle(self._samples.pop(kind))
+            asyncio.get_running_loop().call_soon(self._begin, kind)  # after all that ask in this turn of the loop
         return await future
+
+    def _begin(self, kind: Write) -> None:
+        """Ask for a group in a task of its own: one of them may be cancelled, the others still get their answers."""
+        task = asyncio.create_task(self._settle(self._samples.pop(kind)))
+        self._asking.add(task)
+        task.add_done_callback(self._asking.discard)
 
     async def _settle(self, group: Sequence[tuple[Write, asyncio.Future[Text | Failed]]]) -> None:
         try:
@@ -249,17 +257,16 @@ class OpenAIBackend(RemoteBackend):
     async def _sample(self, requests: Sequence[Write]) -> list[Text | Failed]:
         """As many texts as requests. Servers that do not know `n` give one: from then on each is asked for alone."""
         started = time.perf_counter()
-        count = 1 if self._single else len(requests)
+        count = min(len(requests), self._most)
         found = await self._ask(requests[0], self._chat.write(requests[0], count), self._chat.written)
         if isinstance(found, Failed):
             first: list[Text | Failed] = [found] * count
         else:
-            self._single = self._single or len(found) < count
+            self._most = self._most if len(found) >= count else 1
             first = [timed(text, started) for text in found[:count]]
-        return [*first, *await together(self._alone, requests[len(first) :])]
-
-    async def _alone(self, request: Write) -> Text | Failed:
-        return (await self._sample([request]))[0]
+        rest = requests[len(first) :]
+        pieces = [rest[at : at + self._most] for at in range(0, len(rest), self._most)]
+        return [*first, *chain.from_iterable(await together(self._sample, pieces))]
 
     async def _ask(self, request: Choose | Write, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:
         return await self._transport.ask(body, read, tokens(request))

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.records import Comparison, Failure, Label, Method, Order, Strength, content_of
+from data.records import Comparison, Failure, Label, Method, Order, Strength
 from labeler.asking import Asked, ask, digest, failure, fit
 from labeler.backend import Backend, Failed, Usage
 from labeler.options import Options
@@ -54,7 +54,7 @@ class Labeler:
             model=self._backend.name,
             task=self._task.name,
             digest=self.digest,
-            content=content_of(row),
+            content=row.content,
             tokens_in=pair.usage.tokens_in,
             tokens_out=pair.usage.tokens_out,
             usd=pair.usage.usd,

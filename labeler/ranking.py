@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Ranking, content_of
+from data.records import Comparison, Failure, Ranking
 from labeler.asking import digest, failure
 from labeler.backend import Backend, Failed, Usage
 from labeler.options import Options
@@ -56,7 +56,7 @@ class Ranker:
             model=self._backend.name,
             task=self._task.name,
             digest=self.digest,
-            content=content_of(row),
+            content=row.content,
             tokens_in=usage.tokens_in,
             tokens_out=usage.tokens_out,
             usd=usage.usd,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.errors import RlaifError
-from data.records import Failure, Response, Score, content_of
+from data.records import Failure, Response, Score
 from labeler.asking import Asked, ask, digest, failure, fit
 from labeler.backend import Backend, Failed
 from labeler.options import Options
@@ -57,7 +57,7 @@ class Scorer:
             model=self._backend.name,
             task=self._task.name,
             digest=self.digest,
-            content=content_of(row),
+            content=row.content,
             tokens_in=answer.usage.tokens_in,
             tokens_out=answer.usage.tokens_out,
             usd=answer.usage.usd,

@@ -36,7 +36,7 @@ def place(tokens: Iterable[tuple[bytes, float]]) -> Place:
     found: dict[bytes, float] = {}
     dropped = False
     for token, value in tokens:
-        if math.isnan(value) or value > ROUNDING:
+        if not value <= ROUNDING:  # NaN too
             raise UnusableError(f"{value} is not a log-probability")
         if value <= NEVER:
             dropped = True
@@ -66,4 +66,4 @@ def log(chance: float) -> float:
 
 def _left(tops: Place) -> float:
     """The probability that the list leaves to all other tokens."""
-    return max(0.0, 1 - math.fsum(math.exp(min(value, 0.0)) for value in tops.values()))
+    return max(0.0, 1 - math.fsum(map(math.exp, tops.values())))

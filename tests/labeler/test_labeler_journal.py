@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
 
@@ -126,11 +127,40 @@ def test_a_journal_in_no_folder_is_refused(tmp_path: Path):
         Journal(tmp_path / "none" / "x.journal", "job")
 
 
-def test_a_transaction_that_fails_keeps_nothing_of_it(path: Path):
+def full(journal: Journal, *, room: bool = False) -> None:
+    journal._db.execute(f"PRAGMA max_page_count = {1_000_000 if room else 1}")
+
+
+LARGE = ("a", "c", True, "x" * 100_000)
+
+
+def test_a_full_disk_keeps_nothing_by_halves_and_all_of_it_when_there_is_room(path: Path):
     journal = Journal(path, "job")
-    with pytest.raises(FileError):
-        journal.keep([done("a"), ("b", "c", True)])  # pyright: ignore
-    assert journal.finished({"a": "c"}) == set()
-    journal.keep([done("b")])
-    assert journal.finished({"b": "c"}) == {"b"}
+    full(journal)
+    with pytest.raises(FileError, match="disk is full"):
+        journal.keep([done("b"), LARGE])
+    assert journal.finished({"a": "c", "b": "c"}) == set()
+    full(journal, room=True)
+    journal.keep([done("d")])
+    assert journal.finished({"a": "c", "b": "c", "d": "c"}) == {"a", "b", "d"}
+    journal.close()
+
+
+def test_in_an_event_loop_a_turn_is_stored_at_its_end_and_an_error_is_told_to_the_next(path: Path):
+    journal = Journal(path, "job")
+
+    async def turns() -> None:
+        journal.keep([done("a")])
+        journal.keep([done("b")])
+        assert journal.finished({"a": "c", "b": "c"}) == set()
+        await asyncio.sleep(0)
+        assert journal.finished({"a": "c", "b": "c"}) == {"a", "b"}
+        full(journal)
+        journal.keep([LARGE])
+        await asyncio.sleep(0)
+        with pytest.raises(FileError, match="disk is full"):
+            journal.keep([done("d")])
+
+    asyncio.run(turns())
+    full(journal, room=True)
     journal.close()

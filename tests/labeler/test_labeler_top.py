@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from labeler import top
-from labeler.completions import Completion, Token
+from labeler.completions import Used, first_place
 
 OPTIONS = ("1", "2")
 
@@ -74,48 +75,57 @@ class TestOptions:
         assert math.exp(top.bound(tops)) <= max(left, 0) + 1e-9
 
 
-class TestText:
-    @pytest.mark.parametrize("spelled", ["▁1", "Ġ1", " 1"])
-    def test_blanks_of_tokenizers(self, spelled):
-        assert Token(token=spelled, logprob=0.0).text == b" 1"
+def answered(*tokens: object, **choice: object) -> bytes:
+    """An answer with these likeliest tokens in its first place."""
+    place = {"token": "1", "logprob": 0, "top_logprobs": tokens}
+    return json.dumps({"choices": [{"message": {}, "logprobs": {"content": [place]}, **choice}]}).encode()
 
-    def test_bytes_go_before_the_spelling(self):
-        assert Token.model_validate({"token": "Ġ1", "logprob": 0, "bytes": [49]}).text == b"1"
 
-    @pytest.mark.parametrize("raw", [None, []])
-    def test_no_bytes_are_none(self, raw):
-        assert Token.model_validate({"token": "Ġ1", "logprob": 0, "bytes": raw}).text == b" 1"
-
-    def test_a_part_of_a_character_needs_no_spelling(self):
-        assert Token.model_validate({"token": "\\xe2\\x96", "logprob": 0, "bytes": [226, 150]}).text == b"\xe2\x96"
+class TestFirstPlace:
+    @pytest.mark.parametrize(
+        ("token", "text"),
+        [
+            ({"token": "▁1"}, b"1"),
+            ({"token": "Ġ1"}, b"1"),
+            ({"token": " 1"}, b"1"),
+            ({"token": "Ġ1", "bytes": [50]}, b"2"),
+            ({"token": "Ġ1", "bytes": None}, b"1"),
+            ({"token": "Ġ1", "bytes": []}, b"1"),
+            ({"token": "\\xe2\\x96", "bytes": [226, 150]}, b"\xe2\x96"),
+        ],
+    )
+    def test_tokens_are_their_bytes(self, token, text):
+        assert set(first_place(answered({**token, "logprob": -0.1}))[0]) == {text}
 
     @pytest.mark.parametrize(
         ("choice", "what"),
         [
-            ({}, "no top"),
-            ({"logprobs": None}, "no top"),
-            ({"logprobs": {"content": []}}, "no top"),
-            ({"logprobs": {"content": [{"token": "1", "logprob": 0}]}}, "no top"),
+            ({"logprobs": None}, "no readable"),
+            ({"logprobs": {}}, "no readable"),
+            ({"logprobs": {"content": []}}, "no readable"),
+            ({"logprobs": {"content": [{"token": "1", "logprob": 0}]}}, "no readable"),
+            ({"logprobs": {"content": [{"top_logprobs": []}]}}, "no top"),
             ({"message": {"refusal": "No."}}, "refused"),
         ],
     )
     def test_answers_without_log_probabilities_are_unusable(self, choice, what):
         with pytest.raises(top.UnusableError, match=what):
-            Completion.model_validate({"choices": [choice]}).tops()
+            first_place(answered({"token": "1", "logprob": -1}, **choice))
+
+    @pytest.mark.parametrize("token", [{}, {"token": "1"}, {"token": 1, "logprob": 0}, {"token": "1", "logprob": "x"}])
+    @pytest.mark.parametrize("whole", [b"", b"{", b"[]", b"null", b'{"choices": []}', None])
+    def test_nor_are_others_than_expected(self, token, whole):
+        with pytest.raises(top.UnusableError, match="no readable"):
+            first_place(answered(token) if whole is None else whole)
+
+    @pytest.mark.parametrize("raw", [[300], [-1], "1", [None], 3.5])
+    def test_bytes_that_are_none(self, raw):
+        with pytest.raises(top.UnusableError, match="no readable"):
+            first_place(answered({"token": "1", "logprob": -1, "bytes": raw}))
 
     def test_the_first_place_counts(self):
-        places = [
-            {"token": "1", "logprob": -0.1, "top_logprobs": [{"token": name, "logprob": -0.1}]} for name in ("1", "2")
-        ]
-        assert set(Completion.model_validate({"choices": [{"logprobs": {"content": places}}]}).tops()) == {b"1"}
+        places = [{"top_logprobs": [{"token": name, "logprob": -0.1}]} for name in ("1", "2")]
+        assert set(first_place(answered(logprobs={"content": places}))[0]) == {b"1"}
 
-
-def test_chance_is_nothing_for_what_is_not_listed():
-    assert top.chance({b"0": math.log(0.25)}, "0") == pytest.approx(0.25)
-    assert top.chance({b"0": 1e-9}, "0") == 1.0
-    assert top.chance({b"1": 0.0}, "0") == 0.0
-
-
-def test_the_logarithm_of_nothing():
-    assert top.log(0.0) == -math.inf
-    assert top.log(1.0) == 0.0
+    def test_usage_may_be_missing(self):
+        assert first_place(answered({"token": "1", "logprob": -1}))[1] == Used()
