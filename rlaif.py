@@ -6,6 +6,7 @@ them, so that `rlaif --help` answers at once.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -342,6 +343,7 @@ def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable
     from data import tables
     from labeler.commands import Job, execute
 
+    gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
     reach = _reach(a.remote, a.limits)
     job = Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
     done = execute(compile_task, kind, rows, job, tables.count(source))

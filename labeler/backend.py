@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 from data.errors import RlaifError
-from data.records import Method, fingerprint
+from data.records import Method
 from prompts.render import Prompt
 
 Q = TypeVar("Q")
@@ -156,11 +157,13 @@ async def together(one: Callable[[Q], Awaitable[A]], requests: Iterable[Q]) -> l
 
 
 def request_key(identity: str, request: Choose | Write) -> str:
-    """The same for the same question to the same model, in every process."""
+    """The same for the same question to the same model, in every process: a hash of all that it is made of."""
     prompt = request.prompt
-    parts = [prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer]
+    parts = [identity, prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer]
     if isinstance(request, Choose):
-        return fingerprint([identity, parts, request.options], 32)
-    rest = [request.max_tokens, request.temperature, request.top_k, request.seed, request.stop]
-    rest += [request.instruction, request.numbers]
-    return fingerprint([identity, parts, rest], 32)
+        parts += ["choose", *request.options]
+    else:
+        numbers = (request.max_tokens, request.temperature, request.top_k, request.seed, len(request.stop))
+        parts += ["write", *map(str, numbers), *request.stop, request.instruction, *request.numbers]
+    sized = "".join([f"{len(part)}:{part}" for part in parts])  # with their lengths, so that no two lists are one text
+    return sha256(sized.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -171,4 +171,6 @@ def _halves(sample: str) -> tuple[Template, Template]:
 
 
 def _compiled(text: str) -> Template:
-    return ENVIRONMENT.from_string(text)
+    template = ENVIRONMENT.from_string(text)
+    template.globals = dict(template.globals)  # a plain one: Jinja goes through all of it at each rendering
+    return template
