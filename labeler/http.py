@@ -24,6 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 
 THROTTLED = frozenset({408, 429, 503, 529})
 TRANSIENT = frozenset({409, 425})
+TOO_LONG = ("maximum context length", "prompt is too long", "exceed context limit")
 UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
 
 
@@ -110,7 +111,7 @@ def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, mess
         return AgainError(reason, text, throttled=True, after=retry_after(headers))
     if status in TRANSIENT or status >= 500:
         return AgainError("server_error", text, after=retry_after(headers))
-    if kind == "context_length_exceeded" or "maximum context length" in message or "prompt is too long" in message:
+    if kind == "context_length_exceeded" or any(words in message for words in TOO_LONG):
         return RefusedError("too_long", text)
     return RefusedError("refused", text)
 

@@ -238,7 +238,15 @@ class OpenAIBackend(RemoteBackend):
 
     def _begin(self, kind: Write) -> None:
         """Ask for a group in a task of its own: one of them may be cancelled, the others still get their answers."""
-        task = asyncio.create_task(self._settle(self._samples.pop(kind)))
+        group = self._samples.pop(kind)
+        task = asyncio.create_task(self._settle(group))
+
+        def ended(_: object) -> None:
+            if all(future.cancelled() for _, future in group):
+                task.cancel()
+
+        for _, future in group:
+            future.add_done_callback(ended)
         self._asking.add(task)
         task.add_done_callback(self._asking.discard)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Sequence
 
+from pydantic_core import from_json
+
 from prompts.render import MARK
 
 PAIR = ("1", "2")
+MOST_PERCENT = 1e6
+"""A stated number above this is no share of anything."""
+
 SCALE = tuple(str(number) for number in range(1, 11))
 
 
@@ -80,12 +84,12 @@ def choice(text: str, options: Sequence[str]) -> int | None:
 def stated(text: str, options: Sequence[str]) -> tuple[float, ...] | None:
     """Probabilities from a JSON object with a number for each option, which need not add up; None for anything else."""
     try:
-        told = json.loads(text)
+        told = from_json(text)
         weights = [float(told[option]) for option in options]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         return None
-    total = math.fsum(weights)
-    if min(weights) < 0 or not 0 < total < math.inf:
+    total = math.fsum(weights) if all(0 <= weight <= MOST_PERCENT for weight in weights) else 0.0
+    if total == 0:
         return None
     return tuple(weight / total for weight in weights)
 
