@@ -72,7 +72,7 @@ class AnthropicBackend(RemoteBackend):
         name = f"anthropic:{dialect.model}"
         identity = name if client.base_url == OFFICIAL else f"{name}@{client.base_url}"
         super().__init__(name, identity, limits, priced=dialect.price is not None, logprobs=False)
-        self._dialect, self._client, self._warm = dialect, client, _Warm()
+        self.dialect, self._client, self._warm = dialect, client, _Warm()
 
     async def close(self) -> None:
         await self._client.close()
@@ -81,10 +81,10 @@ class AnthropicBackend(RemoteBackend):
         return Failed("no_logprobs", f"{self.name} tells no log-probabilities")
 
     async def _write(self, request: Write) -> Text | Failed:
-        body = to_json(self._dialect.write(request))
+        body = to_json(self.dialect.write(request))
         async with self._warm.after(_prefixes(request)):
             started = time.perf_counter()
-            found = await self._client.ask(PATH, body, tokens(request), self._dialect.written)
+            found = await self._client.ask(PATH, body, tokens(request), self.dialect.written)
         return found if isinstance(found, Failed) else timed(found[0], started)
 
 

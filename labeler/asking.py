@@ -46,6 +46,7 @@ class Fitted:
 def digest(verb: str, task: Task, backend: Backend, options: Options) -> str:
     """The job's name for itself: any change of task, model or option gives another, where it can change an answer."""
     live = asdict(options) if options.cot else {"shots": options.shots, "one_order": options.one_order}
+    live = {name: value for name, value in live.items() if name not in {"needs", "votes"}}  # identity has the rung
     return fingerprint([verb, task.digest, backend.identity, live])
 
 

@@ -17,10 +17,11 @@ from data import tables
 from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
 from labeler.backend import Backend
+from labeler.batches import Batched
 from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.ladder import climb
-from labeler.opening import Reach, open_backend
+from labeler.opening import Reach, open_backend, open_desk
 from labeler.options import Options, Running
 from labeler.wrappers import Budgeted, Cached, Meter, Metered
 from prompts.task import Task, load
@@ -107,26 +108,19 @@ def execute(
     task = load(job.task)
     compile_task(task, _Unopened(), job.options)
     rows = _started(rows)
-    how = job.running
-    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
-    meter = Meter()
-    metered: Backend = Metered(backend, meter)
-    if job.budget is not None:
-        if not backend.priced:
-            raise RlaifError(
-                f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)"
-            )
-        metered = Budgeted(metered, meter, job.budget)
+    how, meter = job.running, Meter()
+    stacked = _stack(job, meter)
 
     def asked_of(asked: Backend) -> Compiled:
         return compile_task(task, climb(asked, job.options.needs, job.options.votes), job.options)
 
-    journal = Journal(journal_path(job.out), asked_of(metered).digest, fresh=how.fresh)
+    journal = Journal(journal_path(job.out), asked_of(stacked(None)).digest, fresh=how.fresh)
     try:
-        compiled = asked_of(Cached(metered, journal))
+        backend = stacked(journal)
+        compiled = asked_of(backend)
         started = time.perf_counter()
         with _bar(total, how.limit, meter) as bar:
-            outcome = asyncio.run(_run(_limited(rows, how.limit), compiled, journal, bar, backend, strict=how.strict))
+            outcome = asyncio.run(_run(_limited(rows, how.limit), compiled, journal, bar, backend, how))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -139,18 +133,43 @@ def execute(
     return Finished(outcome, meter, seconds, job.out)
 
 
+def _stack(job: Job, meter: Meter) -> Callable[[Journal | None], Backend]:
+    """Opens the model; what it returns puts the wrappers around it, the journal as the last where there is one."""
+    how = job.running
+    if how.batch:
+        desk = open_desk(job.model, job.reach)
+        if job.budget is not None and desk.price is None:
+            raise _unpriced(job)
+        return lambda journal: Batched(desk, meter, job.budget, journal, _tell)
+    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
+    metered: Backend = Metered(backend, meter)
+    if job.budget is not None:
+        if not backend.priced:
+            raise _unpriced(job)
+        metered = Budgeted(metered, meter, job.budget)
+    return lambda journal: metered if journal is None else Cached(metered, journal)
+
+
+def _unpriced(job: Job) -> RlaifError:
+    return RlaifError(f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)")
+
+
+def _tell(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)
+
+
 async def _run(
     rows: Iterable[Row | Failure],
     compiled: Compiled,
     journal: Journal,
     bar: Progress,
     backend: Backend,
-    *,
-    strict: bool,
+    how: Running,
 ) -> Outcome:
     """The job, and the backend closed after it: connections end in the event loop that opened them."""
+    batch, calls = backend.rows, backend.calls
     try:
-        return await run(rows, compiled, journal, bar, batch=backend.rows, calls=backend.calls, strict=strict)
+        return await run(rows, compiled, journal, bar, batch=batch, calls=calls, strict=how.strict, leave=how.batch)
     finally:
         await backend.close()
 

@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Protocol, TypeVar
 
@@ -91,7 +92,7 @@ class InProcess:
     def _texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
         started = time.perf_counter()
         draws = [
-            Draw(self._encode(each.prompt), each.max_tokens, each.temperature, each.top_k, each.seed, each.stop)
+            Draw(self._encode(_asked(each)), each.max_tokens, each.temperature, each.top_k, each.seed, each.stop)
             for each in requests
         ]
         found = _caught(lambda: self._engine.write(draws))
@@ -102,6 +103,13 @@ class InProcess:
             Text(each.text, Usage(len(draw.prompt), each.tokens, 0.0, share))
             for draw, each in zip(draws, found, strict=True)
         ]
+
+
+def _asked(request: Write) -> Prompt:
+    """An engine continues the answer that a prompt begins; an object of numbers has to begin anew."""
+    if not request.numbers:
+        return request.prompt
+    return replace(request.prompt, request=f"{request.prompt.request}\n\n{request.instruction}", answer="")
 
 
 def _caught(compute: Callable[[], A]) -> A | Failed:

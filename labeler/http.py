@@ -24,6 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 
 THROTTLED = frozenset({408, 429, 503, 529})
 TRANSIENT = frozenset({409, 425})
+BROKE = ("credit balance", "exceeded your current quota")
 TOO_LONG = ("maximum context length", "prompt is too long", "exceed context limit")
 UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
 
@@ -81,7 +82,7 @@ class Client:
             raise AgainError("connection", f"{self.base_url}: {type(error).__name__}: {error}") from None
 
     def _meaning(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
-        kind, message = _said(body)
+        kind, message = said(body)
         if self._secret:
             message = message.replace(self._secret, "***")
         return meaning(self.base_url, status, headers, kind, message)
@@ -102,7 +103,7 @@ def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, mess
         return BackendError(f"{text}; the model does not take what every request of this job has")
     if status in {401, 403}:
         return BackendError(f"{where}: the key was refused (status {status}); check the key and its rights")
-    if kind == "insufficient_quota" or "credit balance" in message or status == 402:
+    if status == 402 or kind == "insufficient_quota" or any(words in message for words in BROKE):
         return BackendError(f"{text}; nothing more can be asked with this account")
     if status == 404:
         return BackendError(f"{text}; check --model and --base-url")
@@ -116,14 +117,14 @@ def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, mess
     return RefusedError("refused", text)
 
 
-def _said(body: bytes) -> tuple[str, str]:
-    """The kind and message of an error body in OpenAI's or Anthropic's shape, in one line."""
+def said(body: bytes | object) -> tuple[str, str]:
+    """The kind and message of an error body in OpenAI's or Anthropic's shape, read or as bytes; in one line."""
     try:
-        said = _Said.model_validate_json(body)
+        told = _Said.model_validate_json(body) if isinstance(body, bytes) else _Said.model_validate(body)
     except ValidationError:
         return "", ""
-    error = said.error if isinstance(said.error, _Reason) else said
-    text = said.error if isinstance(said.error, str) else error.message or ""
+    error = told.error if isinstance(told.error, _Reason) else told
+    text = told.error if isinstance(told.error, str) else error.message or ""
     return str(error.code or error.type or ""), " ".join(text.split())[:300]
 
 

@@ -65,8 +65,12 @@ async def run(
     batch: int,
     calls: int,
     strict: bool = False,
+    leave: bool = False,
 ) -> Outcome:
-    """Ask about every row that the journal does not have. Raises StrictError at the first bad row under `strict`."""
+    """Ask about every row that the journal does not have. Raises StrictError at the first bad row under `strict`.
+
+    `leave` says that calls need not be waited for when the job is stopped: their answers can be fetched later.
+    """
     tally = _Tally(progress)
 
     async def one(piece: Sequence[Row]) -> None:
@@ -74,7 +78,7 @@ async def run(
         journal.keep([_stored(row, result) for row, result in zip(piece, found, strict=True)])
         tally.add(found)
 
-    async with _Window(calls) as window:
+    async with _Window(calls, leave=leave) as window:
         waiting: list[Row] = []
         for piece in _numbered(rows):
             waiting += _sort_out(piece, journal, tally, strict=strict)
@@ -92,10 +96,11 @@ class _Window:
     """At most `size` calls at a time; one starts as soon as another ends.
 
     Whatever stops the job, an error or Ctrl-C, no new call starts and those that run are waited for: their answers were
-    paid for, and the journal gets them.
+    paid for, and the journal gets them. Under `leave` they are cancelled.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, leave: bool) -> None:
+        self._leave = leave
         self._free = asyncio.Semaphore(size)
         self._running: set[asyncio.Task[None]] = set()
         self._error: BaseException | None = None
@@ -104,6 +109,9 @@ class _Window:
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self._leave and (error is not None or self._error is not None):
+            for task in self._running:
+                task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
         if error is None and self._error is not None:
             raise self._error

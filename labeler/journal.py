@@ -1,8 +1,8 @@
 """What has been answered? A SQLite file beside the output keeps every answer the moment it exists, through kill -9.
 
-Three tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a
-backend said to single requests; dropped when all rows of the job have a result), and `inputs` (the order of the rows in
-the input).
+Four tables: `results` (a finished row: label, score, ranking or failure, under its job's digest), `answers` (what a
+backend said to single requests; dropped when all rows of the job have a result), `batches` (handed in to a provider and
+not collected yet), and `inputs` (the order of the rows in the input).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS answers (
     digest TEXT, key TEXT, kind TEXT, record TEXT, PRIMARY KEY (digest, key)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batches (
+    digest TEXT, tag TEXT PRIMARY KEY, name TEXT, keys TEXT, options TEXT, at REAL
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     digest TEXT, id TEXT, content TEXT, number INTEGER, PRIMARY KEY (digest, id)
 ) WITHOUT ROWID;
@@ -37,6 +41,18 @@ _PUT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
 
 _PIECE = 500
 """Values of one SQL statement."""
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A provider's batch that was, or is about to be, handed in: `tag` is our name for it, `name` the provider's, once
+    it is known. `options` are what its requests choose from; None where they write. `at` is when, by time.time."""
+
+    tag: str
+    name: str | None
+    keys: frozenset[str]
+    options: tuple[str, ...] | None
+    at: float
 
 
 class Journal:
@@ -61,7 +77,10 @@ class Journal:
                 if fresh:
                     self._db.execute("DELETE FROM results WHERE digest = ?", [digest])
                     self._db.execute("DELETE FROM answers WHERE digest = ?", [digest])
+                    self._db.execute("DELETE FROM batches WHERE digest = ?", [digest])
                 self._db.execute("DELETE FROM inputs WHERE digest = ?", [digest])
+        query = "SELECT tag, name, keys, options, at FROM batches WHERE digest = ?"
+        self._batches = {tag: _open_batch(tag, *rest) for tag, *rest in self._select(query, [digest])}
 
     def close(self) -> None:
         self.flush()
@@ -135,6 +154,31 @@ class Journal:
         rows = [(self._digest, key, type(answer).__name__, to_json(answer).decode()) for key, answer in answers]
         self._store(_PUT, rows)
 
+    def open_batches(self) -> list[OpenBatch]:
+        """What was handed in and not collected yet."""
+        return list(self._batches.values())
+
+    def open_batch(self, batch: OpenBatch) -> None:
+        """Note, before it is handed in, that a batch will be."""
+        options = None if batch.options is None else json.dumps(batch.options)
+        row = [self._digest, batch.tag, batch.name, json.dumps(sorted(batch.keys)), options, batch.at]
+        with self._guarded(), self._transaction():
+            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._batches[batch.tag] = batch
+
+    def name_batch(self, tag: str, name: str) -> None:
+        """Note what the provider calls it."""
+        with self._guarded(), self._transaction():
+            self._db.execute("UPDATE batches SET name = ? WHERE tag = ?", [name, tag])
+        self._batches[tag] = replace(self._batches[tag], name=name)
+
+    def close_batch(self, tag: str) -> None:
+        """Forget a batch whose answers are stored, or that was never handed in."""
+        self.flush()
+        with self._guarded(), self._transaction():
+            self._db.execute("DELETE FROM batches WHERE tag = ?", [tag])
+        del self._batches[tag]
+
     def flush(self) -> None:
         """Store what waits. Raises FileError: also one that was met at the end of an earlier turn."""
         self._scheduled = False
@@ -206,6 +250,11 @@ def _thaw(kind: str, record: dict[str, Any]) -> Likelihoods | Text:
     if kind == "Text":
         return Text(record["text"], usage)
     return Likelihoods(tuple(record["values"]), usage, record["method"], record["votes"])
+
+
+def _open_batch(tag: str, name: str | None, keys: str, options: str | None, at: float) -> OpenBatch:
+    told = None if options is None else tuple(json.loads(options))
+    return OpenBatch(tag, name, frozenset(json.loads(keys)), told, at)
 
 
 def _pieces(values: list[str]) -> Iterator[list[str]]:

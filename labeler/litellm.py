@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, TypeVar
 
-from labeler.attempts import Attempts
+from labeler.attempts import AgainError, Attempts
 from labeler.backend import BackendError, Failed
 from labeler.http import meaning
 from labeler.openai import Chat, OpenAIBackend, Server
@@ -22,6 +23,9 @@ from labeler.prices import Price
 T = TypeVar("T")
 
 MILLION = 1e6
+
+UNHEATED = frozenset({"anthropic"})
+"""Providers whose new models take no temperature."""
 
 
 class _Transport:
@@ -52,6 +56,8 @@ class _Transport:
         await self._litellm.close_litellm_async_clients()
 
     def _meaning(self, error: Exception) -> Exception:
+        if isinstance(error, self._litellm.Timeout):
+            return AgainError("timeout", f"no answer within {self._limits.timeout:g} s", throttled=True)
         status = getattr(error, "status_code", None)
         if not isinstance(status, int):
             return error
@@ -75,14 +81,20 @@ def open_litellm(
     litellm: Any = import_module("litellm")
     litellm.suppress_debug_info, litellm.telemetry = True, False
     logging.getLogger("LiteLLM").setLevel(logging.ERROR)
+    # Its own logging may be left behind at the end of a job.
+    warnings.filterwarnings("ignore", "coroutine 'Logging.async_success_handler' was never awaited", RuntimeWarning)
     try:
         name, provider, *_ = litellm.get_llm_provider(model)
         supported: Any = litellm.get_supported_openai_params(name, provider) or []
     except Exception as error:
         said = " ".join(str(getattr(error, "message", error)).split())[:200]
         raise BackendError(f"litellm:{model}: LiteLLM does not know it: {said}") from None
-    reasoning = litellm.supports_reasoning(model) or "top_logprobs" not in supported
-    chat = Chat(model, Server(reasoning=reasoning), price or _price(litellm, model))
+    if missing := litellm.validate_environment(model, api_base=base_url)["missing_keys"]:
+        raise BackendError(f"litellm:{model} needs a key in the environment: {', '.join(missing)}")
+    thinks = litellm.supports_reasoning(model)
+    logprobs, sampling = "top_logprobs" in supported and not thinks, provider not in UNHEATED
+    server = Server(reasoning=thinks, logprobs=logprobs, sampling=sampling)
+    chat = Chat(model, server, price or _price(litellm, model))
     identity = f"litellm:{model}" + (f"@{base_url}" if base_url else "")
     transport = _Transport(litellm, base_url, limits, secrets)
     return OpenAIBackend(f"litellm:{model}", identity, chat, transport, limits, samples="n" in supported)

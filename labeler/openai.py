@@ -53,11 +53,13 @@ LEAST = math.log(1e-4)
 @dataclass(frozen=True)
 class Server:
     """What is known about a server before it is asked: whether it continues an answer that was begun for it, is
-    OpenAI's own, and whether the model thinks first."""
+    OpenAI's own; whether the model thinks first, tells log-probabilities, and takes a temperature and a seed."""
 
     continues: bool = False
     official: bool = False
     reasoning: bool = False
+    logprobs: bool = True
+    sampling: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,11 @@ class Chat:
             "top_logprobs": top.MOST,
         }
 
-    def chosen(self, request: Choose, answer: bytes) -> Likelihoods:
+    def chosen(self, options: Sequence[str], answer: bytes) -> Likelihoods:
         """Options outside of the list have their bound. Raises AgainError where the answer says nothing of them."""
-        tops, usage = self.tops(answer, request.options)
+        tops, usage = self.tops(answer, options)
         least = top.bound(tops)
-        return Likelihoods(tuple(tops.get(option.encode(), least) for option in request.options), usage)
+        return Likelihoods(tuple(tops.get(option.encode(), least) for option in options), usage)
 
     def tops(self, answer: bytes, options: Sequence[str], *, blank: bool = False) -> tuple[top.Place, Usage]:
         """The likeliest first tokens. Raises AgainError where no option, nor a wanted blank, is among them."""
@@ -110,7 +112,8 @@ class Chat:
         if self.server.reasoning:
             return {**body, "max_completion_tokens": THINKING + request.max_tokens}
         body["max_completion_tokens" if self.server.official else "max_tokens"] = request.max_tokens
-        body |= {"temperature": request.temperature, "seed": request.seed % 2**31}
+        if self.server.sampling:
+            body |= {"temperature": request.temperature, "seed": request.seed % 2**31}
         if request.stop:
             body["stop"] = list(request.stop)
         if request.top_k and self.server.continues:
@@ -170,9 +173,8 @@ class OpenAIBackend(RemoteBackend):
     def __init__(
         self, name: str, identity: str, chat: Chat, transport: Transport, limits: Limits, *, samples: bool = True
     ) -> None:
-        priced, reasoning = chat.price is not None, chat.server.reasoning
-        super().__init__(name, identity, limits, priced=priced, logprobs=not reasoning)
-        self._chat, self._transport = chat, transport
+        super().__init__(name, identity, limits, priced=chat.price is not None, logprobs=chat.server.logprobs)
+        self.chat, self._transport = chat, transport
         self._samples: dict[Write, list[tuple[Write, asyncio.Future[Text | Failed]]]] = defaultdict(list)
         self._asking: set[asyncio.Task[None]] = set()
         self._most = MOST_SAMPLES if samples else 1
@@ -182,8 +184,10 @@ class OpenAIBackend(RemoteBackend):
 
     async def _choose(self, request: Choose) -> Likelihoods | Failed:
         started = time.perf_counter()
-        if not self._chat.server.continues:
-            found = await self._ask(request, self._chat.choose(request), lambda said: self._chat.chosen(request, said))
+        if not self.chat.server.continues:
+            found = await self._ask(
+                request, self.chat.choose(request), lambda said: self.chat.chosen(request.options, said)
+            )
             return found if isinstance(found, Failed) else timed(found, started)
         strings = await self._strings(request, blank=True)
         if isinstance(strings, Failed):
@@ -199,7 +203,7 @@ class OpenAIBackend(RemoteBackend):
         tokens, P("10") = P("1") P("0" | "1"), which is taken from "1" alone; and, with `blank`, a token of its own for
         the blank, P(" 1") = P(" ") P("1" | " ").
         """
-        options, chat = request.options, self._chat
+        options, chat = request.options, self.chat
         found = await self._ask(request, chat.choose(request), lambda said: chat.tops(said, options, blank=blank))
         if isinstance(found, Failed):
             return found
@@ -266,7 +270,7 @@ class OpenAIBackend(RemoteBackend):
         """As many texts as requests. Servers that do not know `n` give one: from then on each is asked for alone."""
         started = time.perf_counter()
         count = min(len(requests), self._most)
-        found = await self._ask(requests[0], self._chat.write(requests[0], count), self._chat.written)
+        found = await self._ask(requests[0], self.chat.write(requests[0], count), self.chat.written)
         if isinstance(found, Failed):
             first: list[Text | Failed] = [found] * count
         else:
@@ -325,4 +329,4 @@ async def _look(client: Client, model: str, *, official: bool) -> Server:
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise BackendError(f"--model openai:{model}: {client.base_url} has no such model; it has {shown}")
     reasoning = not continues and REASONING.match(model) is not None
-    return Server(continues, official, reasoning)
+    return Server(continues, official, reasoning, logprobs=not reasoning)

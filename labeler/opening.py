@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from labeler.backend import Backend, BackendError
+from labeler.batches import Desk
 from labeler.options import Limits
 from labeler.prices import Price, listed
 
@@ -88,6 +89,28 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
             return open_fake(rest)
         case _:
             raise BackendError(f"--model {name}: unknown kind {kind!r}; `rlaif models` lists what there is")
+
+
+def open_desk(name: str, reach: Reach) -> Desk:
+    """Where the provider behind `KIND:NAME` takes batches. Raises BackendError."""
+    kind, _, model = name.partition(":")
+    if kind not in {"openai", "anthropic"} or not model:
+        raise BackendError(f"--batch --model {name}: only openai:NAME and anthropic:NAME have batches")
+    _need("batch", kind, "batches")
+    price = reach.price or (listed(kind, model, batch=True) if reach.base_url is None else None)
+    key = reach.keys.get(kind)
+    if kind == "openai":
+        from labeler import openai, openai_batches
+
+        chat = openai.open_openai(model, base_url=reach.base_url, key=key, limits=reach.limits, price=price)
+        url = reach.base_url or openai.OFFICIAL
+        return openai_batches.open_desk(chat.name, chat.identity, chat.chat, url, reach.limits, key or "none")
+    from labeler import anthropic, anthropic_batches
+
+    messages = anthropic.open_anthropic(model, base_url=reach.base_url, key=key, limits=reach.limits, price=price)
+    url = reach.base_url or anthropic.OFFICIAL
+    named = (messages.name, messages.identity, messages.dialect)
+    return anthropic_batches.open_desk(*named, url, reach.limits, key or "none")
 
 
 def _need(extra: str, packages: str, what: str) -> None:

@@ -77,6 +77,8 @@ class Running:
     """Names of the columns in other tables: prompt=COLUMN,a=COLUMN,b=COLUMN,human=COLUMN (also id, rater, response)."""
     fresh: bool = False
     """Start over instead of going on where the last run of this job stopped."""
+    batch: bool = False
+    """Hand the requests in as the provider's batches: about half the price, answered within a day."""
     strict: bool = False
     """Stop at the first unusable row instead of listing it in OUT.failures.jsonl."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -73,12 +73,17 @@ def rationale(text: str, ending: str) -> str:
 
 
 def choice(text: str, options: Sequence[str]) -> int | None:
-    """Which option a text names, if it says nothing else: "2", " 2.", "**2**", "Response 2", "Preferred Response=2".
+    """Which option a text's first line names, if it says nothing else: "2", " 2.", "**2**", "Preferred Response=2".
 
     None for anything longer: "1 is better than 2" is not read for what it might mean.
     """
-    found = re.fullmatch(r"[^\w]*(?:[A-Za-z][A-Za-z ]*[^\w]*)?(\d+)[^\w]*", text)
+    found = re.fullmatch(_ANSWER, text.strip().partition("\n")[0], re.IGNORECASE)
     return options.index(found[1]) if found and found[1] in options else None
+
+
+_ANSWER = (
+    r"\W*(?:(?:the|my|preferred|better)\s+)*(?:(?:response|summary|answer|option|score|rating|boxed)\W*(?:is\W+)?)?(\d+)\W*"
+)
 
 
 def stated(text: str, options: Sequence[str]) -> tuple[float, ...] | None:

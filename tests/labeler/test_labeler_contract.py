@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running import provider
 
 import data
 from data.reading import comparisons
-from labeler.backend import Choose, Failed, Likelihoods, Text, Write
+from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Write
+from labeler.ladder import climb
 from labeler.opening import Reach, open_backend
 from labeler.options import Options
 from labeler.preference import Labeler
@@ -29,9 +32,13 @@ WITH_VLLM = [pytest.mark.vllm, pytest.mark.slow]
 SAMPLES = Path(data.__file__).parent / "samples"
 
 
-def _need_vllm():
-    if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed here: make test-vllm")
+SERVED = {"openai": "openai:gpt-4o", "anthropic": "anthropic:claude-sonnet", "litellm": "litellm:openai/gpt-4o"}
+"""Models of the stand-in provider."""
+
+
+def _need(package: str, target: str) -> None:
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed here: make test-{target}")
 
 
 def ask(text: str, system: str = "You rate answers.") -> Prompt:
@@ -71,29 +78,39 @@ def served(cache: Path, dtype: str):
         "fake",
         pytest.param("local", marks=pytest.mark.slow),
         "openai",
+        "anthropic",
+        pytest.param("litellm", marks=pytest.mark.clients),
         pytest.param("vllm", marks=WITH_VLLM),
         pytest.param("vllm-http", marks=WITH_VLLM),
     ],
 )
-def opened(request, cache):
-    """Opens the backend; each test opens its own event loop, so it opens its own backend where that is cheap."""
+def opened(request, cache) -> Iterator[Callable[[], Backend]]:
+    """Opens the backend, on the best rung that it has; each test opens its own event loop, so it opens its own backend
+    where that is cheap."""
+
+    def at(name: str, dtype: str = "auto", **reach: Any) -> Backend:
+        return climb(open_backend(name, cache=cache, dtype=dtype, device="cpu", reach=Reach(**reach)), None, 3)
+
     match request.param:
         case "fake":
-            yield lambda: open_backend("fake:noise", cache=cache, dtype="auto", device="cpu")
-        case "openai":
-            with provider() as it:
-                reach = Reach(f"{it.url}/v1", {"openai": "sk-test"})
-                yield lambda: open_backend("openai:gpt-4o", cache=cache, dtype="auto", device="cpu", reach=reach)
+            yield lambda: at("fake:noise")
+        case "openai" | "anthropic" | "litellm" as kind:
+            if kind == "litellm":
+                _need("litellm", "clients")
+            with provider() as it, pytest.MonkeyPatch.context() as patch:
+                patch.setenv("OPENAI_API_KEY", "sk-test")  # LiteLLM looks there by itself
+                patch.setenv("no_proxy", "127.0.0.1")
+                yield lambda: at(SERVED[kind], base_url=f"{it.url}/v1", keys={kind: "sk-test"})
         case "vllm-http":
-            _need_vllm()
+            _need("vllm", "vllm")
             process, url = served(cache, "float32")
-            yield lambda: open_backend("openai:smollm2", cache=cache, dtype="auto", device="cpu", reach=Reach(url))
+            yield lambda: at("openai:smollm2", base_url=url)
             process.terminate()
             process.wait()
         case kind:
             if kind == "vllm":
-                _need_vllm()
-            backend = open_backend(f"{kind}:smollm2", cache=cache, dtype="float32", device="cpu")
+                _need("vllm", "vllm")
+            backend = at(f"{kind}:smollm2", "float32")
             yield lambda: _Kept(backend)
             asyncio.run(backend.close())
 
@@ -191,7 +208,7 @@ def test_a_cancelled_call_ends_and_the_next_one_is_answered(opened):
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.02)])
 def test_three_ways_to_one_model_give_the_same_labels(cache, dtype, tolerance):
-    _need_vllm()
+    _need("vllm", "vllm")
     rows = [
         row
         for name in ("summarization", "helpfulness", "harmlessness")

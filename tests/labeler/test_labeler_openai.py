@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import math
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tenacity
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from labeler_support import comparisons
 
 import labeler.attempts
 from data.records import Failure, Label
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Write
 from labeler.http import Client
+from labeler.ladder import Stating, Voting, climb
 from labeler.openai import Chat, OpenAIBackend, Server, _Http, open_openai
 from labeler.options import Limits, Options
 from labeler.preference import Labeler
@@ -62,11 +66,16 @@ def opened(
     return open_openai(model, base_url=f"{it.url}/v1", key=key, limits=limits, price=price)
 
 
+def speaking(it: Provider | str, chat: Chat, limits: Limits = LIMITS) -> OpenAIBackend:
+    """A backend with its own words for the server there, which is not looked at."""
+    url = it if isinstance(it, str) else f"{it.url}/v1"
+    client = Client(url, {"authorization": f"Bearer {KEY}"}, limits, secret=KEY)
+    return OpenAIBackend(f"openai:{chat.model}", f"openai:{chat.model}", chat, _Http(client), limits)
+
+
 def continuing(it: Provider, model: str, limits: Limits = LIMITS, price: Price | None = None) -> OpenAIBackend:
     """A server that goes on with an answer that was begun for it."""
-    client = Client(f"{it.url}/v1", {"authorization": f"Bearer {KEY}"}, limits, secret=KEY)
-    name = f"openai:{model}"
-    return OpenAIBackend(name, name, Chat(model, Server(continues=True), price), _Http(client), limits)
+    return speaking(it, Chat(model, Server(continues=True), price), limits)
 
 
 def pairs(count: int) -> list[Choose]:
@@ -104,7 +113,7 @@ def values(found: Sequence[Any]) -> list[tuple[float, ...]]:
 
 def told(backend: OpenAIBackend, request: Choose) -> tuple[float, ...]:
     """What the stand-in means by its answer: the share of each option."""
-    body = backend._chat.choose(request)
+    body = backend.chat.choose(request)
     labels, _ = label_probabilities(provider_openai.read(body, Settings()))
     return tuple(share for _, share in labels)
 
@@ -365,9 +374,12 @@ class TestRunning:
         asked(opened(it, limits=replace(LIMITS, in_flight=5)), pairs(40))
         assert it.seen()["max_in_flight"] == 5
 
-    def test_cancelled_it_ends_at_once_and_leaves_nothing(self, it):
+    @pytest.mark.parametrize(
+        "wrap", [lambda backend: backend, lambda backend: Voting(backend, 3)], ids=["plain", "votes"]
+    )
+    def test_cancelled_it_ends_at_once_and_leaves_nothing(self, it, wrap):
         it.control(latency=2)
-        backend = opened(it, limits=replace(LIMITS, in_flight=4))
+        backend = wrap(opened(it, limits=replace(LIMITS, in_flight=4)))
 
         async def stop() -> float:
             asking = asyncio.create_task(backend.likelihoods(pairs(20)))
@@ -402,3 +414,179 @@ class TestRunning:
     def test_it_opens_again_in_another_loop(self, it):
         backend = opened(it)
         assert values(asked(backend, pairs(2))) == values(asked(backend, pairs(2)))
+
+
+@dataclass(frozen=True)
+class Recording(Chat):
+    """Remembers the server's answers."""
+
+    answers: list[Any] = field(default_factory=list[Any])
+
+    def written(self, answer: bytes) -> list[Text]:
+        self.answers.append(json.loads(answer))
+        return super().written(answer)
+
+
+class TestSamples:
+    def test_those_of_one_prompt_are_one_request(self, it):
+        found = asked(Voting(opened(it), 5), pairs(4))
+        assert [each.votes for each in found] == [5] * 4
+        assert it.seen()["asked"] == it.seen()["answered_total"] == 4
+
+    def test_the_prompt_is_paid_for_once_and_each_answer_is(self, it):
+        (one,), (five,) = (asked(Voting(opened(it), votes), pairs(1)) for votes in (1, 5))
+        assert one.usage.tokens_in == five.usage.tokens_in > 50
+        assert (one.usage.tokens_out, five.usage.tokens_out) == (1, 5)
+
+    def test_all_samples_together_cost_what_the_server_says(self, it):
+        chat = Recording("gpt-4o", Server(), Price(2, 8))
+        reasons = [replace(each, prompt=replace(each.prompt, answer="Rationale:")) for each in writes(2, temperature=1)]
+        found = asked(speaking(it, chat), [replace(each, seed=n) for n in range(7) for each in reasons])
+        assert len({each.text for each in found}) == 14
+        usages = [answer["usage"] for answer in chat.answers]
+        spent = [sum(usage[name] for usage in usages) for name in ("prompt_tokens", "completion_tokens")]
+        assert [sum(each.usage.tokens_in for each in found), sum(each.usage.tokens_out for each in found)] == spent
+        assert sum(each.usage.usd for each in found) == pytest.approx((2 * spent[0] + 8 * spent[1]) / 1e6, rel=1e-12)
+        assert len(usages) == 2
+
+    def test_rationales_are_samples_too(self, it):
+        async def label(backend: OpenAIBackend) -> list[Label | Failure]:
+            try:
+                return await Labeler(TASK, climb(backend, "votes", 3), Options(cot=True, samples=2))(comparisons(2))
+            finally:
+                await backend.close()
+
+        for each in asyncio.run(label(opened(it))):
+            assert isinstance(each, Label), each
+            assert [order.votes for order in each.orders] == [6, 6]
+        assert it.seen()["asked"] == 2 * 2 * (1 + 2)  # a row's orders: one request for rationales, and votes on each
+
+    def test_other_requests_are_not_samples(self, it):
+        (write,) = writes(1)
+        asked(opened(it), [write, *(replace(write, **{name: 1}) for name in ("max_tokens", "temperature"))])
+        assert it.seen()["asked"] == 3
+
+    def test_one_is_no_number_of_samples(self):
+        chat = Chat("gpt-4o", Server(), None)
+        assert "n" not in chat.write(writes(1)[0])
+        assert chat.write(writes(1)[0], 3)["n"] == 3
+
+    def test_a_failure_is_all_of_theirs(self, it):
+        it.control(next=["http_500"])
+        found = asked(opened(it, limits=replace(LIMITS, attempts=1)), [writes(1, seed=n)[0] for n in range(3)])
+        assert [each.reason for each in found] == ["server_error"] * 3
+
+    def test_what_is_missing_is_asked_for_alone(self, it):
+        it.control(next=["fewer"])
+        (found,) = asked(Voting(opened(it), 5), pairs(1))
+        assert found.votes == 5
+        assert it.seen()["asked"] == 2
+
+    def test_a_server_that_gives_one_is_asked_for_one(self):
+        bodies: list[dict[str, Any]] = []
+
+        async def answer(request: web.Request) -> web.Response:
+            bodies.append(await request.json())
+            choice = {"message": {"content": f"{bodies[-1]['seed']}"}}
+            return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 1}})
+
+        async def run() -> list[Text | Failed]:
+            app = web.Application()
+            app.router.add_post("/v1/chat/completions", answer)
+            async with TestServer(app) as server:
+                backend = speaking(str(server.make_url("/v1")), Chat("any", Server(), None))
+                first = await backend.texts([each for n in range(4) for each in writes(1, seed=n)])
+                more = await backend.texts([each for n in range(4, 7) for each in writes(1, seed=n)])
+                await backend.close()
+                return first + more
+
+        found = asyncio.run(run())
+        assert [each.text for each in found] == [str(n) for n in range(7)]
+        assert [body.get("n", 1) for body in bodies] == [4, *[1] * 6]
+        assert sum(each.usage.tokens_in for each in found) == 70
+
+    @pytest.mark.parametrize("turns", range(4))
+    def test_one_that_is_cancelled_leaves_the_others_theirs(self, it, turns):
+        backend = opened(it)
+
+        async def run() -> list[Text | Failed]:
+            first, *rest = (asyncio.create_task(backend.texts(writes(1, seed=n))) for n in range(3))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            first.cancel()
+            try:
+                async with asyncio.timeout(3):
+                    return [*(await rest[0]), *(await rest[1]), *(await backend.texts(writes(1, seed=3)))]
+            finally:
+                await backend.close()
+
+        assert [type(each) for each in asyncio.run(run())] == [Text] * 3
+
+    def test_more_than_a_server_gives_at_once_are_several_requests(self, it):
+        found = asked(Voting(opened(it), 100), pairs(1) * 2)
+        assert [each.votes for each in found if isinstance(each, Likelihoods)] == [100, 100], found[0]
+
+
+class TestReasoning:
+    @pytest.mark.parametrize(
+        ("model", "reasoning"),
+        [("gpt-5-mini", True), ("o4-mini", True), ("gpt-4o", False), ("gpt-5-chat-latest", False), ("gpt-4.1", False)],
+    )
+    def test_a_model_that_thinks_tells_no_log_probabilities(self, it, model, reasoning):
+        assert opened(it, model).logprobs is not reasoning
+
+    @pytest.mark.parametrize("numbers", [(), answers.PAIR])
+    def test_it_is_sent_nothing_that_it_refuses(self, numbers):
+        chat = Chat("o4-mini", Server(official=True, reasoning=True), None)
+        body = chat.write(writes(1, temperature=0.7, top_k=40, stop=("Best",), numbers=numbers)[0], 5)
+        expected = {"model", "messages", "n", "max_completion_tokens"} | ({"response_format"} if numbers else set())
+        assert body.keys() == expected
+        assert body["max_completion_tokens"] > 8000
+
+    @pytest.mark.parametrize("model", ["gpt-5-mini", "o4-mini"])
+    @pytest.mark.parametrize("needs", ["votes", "stated"])
+    @pytest.mark.parametrize("cot", [False, True])
+    def test_it_votes_and_states(self, it, model, needs, cot):
+        async def label(backend: OpenAIBackend) -> list[Label | Failure]:
+            try:
+                return await Labeler(TASK, climb(backend, needs, 3), Options(cot=cot))(comparisons(3))
+            finally:
+                await backend.close()
+
+        for each in asyncio.run(label(opened(it, model))):
+            assert isinstance(each, Label), each
+            assert (each.method, each.tokens_out > 200) == (needs, True)
+        assert it.seen()["requests"]["POST /v1/chat/completions"].keys() == {"200"}
+
+    @pytest.mark.parametrize(
+        ("requests", "message"),
+        [
+            (pairs(3), r"'logprobs' is not supported with this model.*--needs votes does without"),
+            (writes(3), r"'max_tokens' is not supported.*the model does not take what every request"),
+        ],
+    )
+    def test_one_that_was_not_known_to_be_one_stops_the_job_in_one_line(self, it, requests, message):
+        with pytest.raises(BackendError, match=message) as caught:
+            asked(speaking(it, Chat("gpt-5-mini", Server(), None)), requests)
+        assert "\n" not in str(caught.value)
+        assert it.seen()["asked"] == 0  # none was a question that it could answer
+
+
+class TestNumbers:
+    @pytest.mark.parametrize("requests", [pairs(6), scores(6)], ids=["pairs", "scores"])
+    def test_stated_probabilities_are_what_the_object_says(self, it, requests):
+        chat = Recording("gpt-4o", Server(), None)
+        found = values(asked(Stating(speaking(it, chat)), requests))
+        texts = [answer["choices"][0]["message"]["content"] for answer in chat.answers]
+        shares = sorted(answers.stated(text, requests[0].options) for text in texts)
+        assert sorted([math.exp(value) for value in each] for each in found) == [pytest.approx(each) for each in shares]
+        assert len(set(found)) == 6
+
+    def test_a_server_that_continues_begins_its_own_object(self, it):
+        backend = continuing(it, "vllm-llama")
+        (request,) = writes(1, numbers=answers.PAIR)
+        body = backend.chat.write(request)
+        assert "continue_final_message" not in body
+        assert request.prompt.answer not in str(body["messages"])
+        (found,) = asked(backend, [request])
+        assert answers.stated(found.text, answers.PAIR) is not None

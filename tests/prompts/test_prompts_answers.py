@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -196,3 +197,101 @@ def test_a_rationale_is_not_changed_by_what_follows_a_stop(text, ending):
 def test_generation_stops_at_the_ending_and_at_examples(ending):
     assert all(any(stop in text for stop in answers.stops(ending)) for text in (ending, EXAMPLE, FOLLOW))
     assert len(answers.stops(ending)) <= 4  # OpenAI takes no more
+
+
+VOTES = {
+    "2": [
+        *("2", " 2", "2\n", "2.", " 2).", "**2**", "#2", "(2)", '"2"', "$\\boxed{2}$", "» 2 «"),
+        *("Response 2", "Preferred Response=2", "Preferred Summary = 2.", "Answer: **2**", "The answer is 2."),
+    ],
+    "1": ["1", "Score 1."],
+    "10": ["10", "SCORE: 10"],
+    None: [
+        *("", " ", "one", "Both", "Response A", "1 2", "1 or 2", "1 is better than 2", "Response 2 is better", "2/10"),
+        *("2 because", "1.5", "02", "12", "0", "11", "２", "I'd say 2", "not 2", "or\n2"),
+    ],
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), [(text, option) for option, texts in VOTES.items() for text in texts])
+def test_a_vote_is_an_option_and_nothing_else(text, expected):
+    found = answers.choice(text, answers.SCALE)
+    assert found == (None if expected is None else answers.SCALE.index(expected))
+
+
+def test_a_vote_for_what_is_no_option_is_none():
+    assert [answers.choice(text, answers.PAIR) for text in ("1", "2", "3", "10")] == [0, 1, None, None]
+
+
+@given(st.text() | st.from_regex(r"\W*[A-Za-z ]*\W*\d+\W*", fullmatch=True))
+def test_any_text_is_an_option_or_none(text):
+    found = answers.choice(text, answers.SCALE)
+    assert found is None or answers.SCALE[found] in text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"1": 70, "2": 30}', (0.7, 0.3)),
+        ('{"2": 30, "1": 70, "why": "so"}', (0.7, 0.3)),
+        ('\n{"1": 0.2, "2": 0.6}\n', (0.25, 0.75)),
+        ('{"1": 100, "2": 100}', (0.5, 0.5)),
+        ('{"1": 0, "2": 1e-300}', (0, 1)),
+    ],
+)
+def test_stated_probabilities_are_made_to_add_up(text, expected):
+    assert answers.stated(text, answers.PAIR) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "70", "[70, 30]", "null", '"1"', "70 to 30", '{"1": 70, "2": 3', "{}", '{"1": 1}', '{"1": 1, "2": null}'),
+        *('{"1": 1, "2": [1]}', '{"1": 1, "2": "high"}', '{"1": 0, "2": 0}', '{"1": 120, "2": -20}'),
+        *('{"1": -1, "2": -1}', '{"1": NaN, "2": 1}', '{"1": NaN, "2": -1}', '{"1": Infinity, "2": 1}'),
+        *('{"1": 1e400, "2": 1}', '{"1": -Infinity, "2": 1}'),
+    ],
+)
+def test_anything_but_an_object_of_probabilities_states_none(text):
+    assert answers.stated(text, answers.PAIR) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"1": 1e308, "2": 1e308}', f'{{"1": 1{"0" * 400}, "2": 1}}', '{"1": Infinity, "2": -Infinity}', "[" * 2000],
+    ids=["sum", "integer", "infinities", "depth"],
+)
+def test_numbers_beyond_all_bounds_are_no_probabilities_and_no_crash(text):
+    assert answers.stated(text, answers.PAIR) in (None, (0.5, 0.5))
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=2, max_size=10))
+def test_stated_probabilities_keep_their_proportions(weights):
+    assume(sum(weights) > 1e-300)
+    options = answers.SCALE[: len(weights)]
+    found = answers.stated(json.dumps(dict(zip(options, weights, strict=True))), options)
+    assert math.fsum(found) == pytest.approx(1, abs=1e-12)
+    assert [each * math.fsum(weights) for each in found] == pytest.approx(weights)
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((0, 0), (1 / 2, 1 / 2)),
+        ((5, 0), (6 / 7, 1 / 7)),
+        ((1, 2), (2 / 5, 3 / 5)),
+        ((100, 0), (101 / 102, 1 / 102)),
+        ((3, *[0] * 9), (3.2 / 5, *[0.2 / 5] * 9)),
+        ((0, 0, 1), (2 / 9, 2 / 9, 5 / 9)),
+    ],
+)
+def test_shares_of_votes_have_two_more_spread_evenly(counts, expected):
+    assert answers.smoothed(counts) == pytest.approx(expected, abs=1e-15)
+
+
+@given(st.lists(st.integers(0, 100), min_size=2, max_size=10))
+def test_shares_of_votes_add_up_to_one_and_none_is_sure(counts):
+    found = answers.smoothed(counts)
+    assert math.fsum(found) == pytest.approx(1, abs=1e-12)
+    assert all(0 < each < 1 for each in found)
+    assert sorted(found) == [share for _, share in sorted(zip(counts, found, strict=True))]

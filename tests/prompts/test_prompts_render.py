@@ -216,3 +216,49 @@ def test_the_second_step_ends_in_the_ending_exactly_once():
     text = question.ask("p", "f", "s").continued(" The first is clear.", question.ending).plain()
     assert text.endswith("\n\nRationale: The first is clear.\n\nPreferred Summary=")
     assert text.count("Preferred Summary=") == 1
+
+
+class TestTurns:
+    """What a chat model reads that begins its own answer."""
+
+    def turns(self, answer, instruction):
+        return Prompt("system", "before ", "context", " after", answer, " request").turns(instruction)
+
+    @pytest.mark.parametrize(
+        ("answer", "instruction", "end"),
+        [
+            ("Best=", "Say 1 or 2.", "\n\nSay 1 or 2.\n\nBest="),
+            ("Best=", "", "\n\nBest="),
+            ("", "Say 1 or 2.", "\n\nSay 1 or 2."),
+            ("", "", ""),
+        ],
+    )
+    def test_instruction_and_beginning_of_the_answer_end_the_request(self, answer, instruction, end):
+        assert self.turns(answer, instruction) == [("user", f"before context after request{end}")]
+
+    @pytest.mark.parametrize("reason", ["Because: so.", "Because: so.\n\nAnd so.\n\n- too"])
+    def test_a_rationale_is_the_assistants_turn(self, reason):
+        assert self.turns(f"{reason}\n\nBest=", "Say 1 or 2.") == [
+            ("user", "before context after request"),
+            ("assistant", reason),
+            ("user", "Say 1 or 2.\n\nBest="),
+        ]
+
+    @pytest.mark.parametrize("name", SHIPPED)
+    @pytest.mark.parametrize("shots", [0, 2])
+    def test_the_second_step_asks_again_after_the_rationale(self, name, shots):
+        question = pair_question(load(name), Style(shots, cot=True))
+        prompt = question.ask("p", "f", "s")
+        ((role, first),) = prompt.turns("")
+        second = prompt.continued(" The first is clear.\n\nIt is.", question.ending).turns("Say 1 or 2.")
+        assert (role, first) == ("user", f"{prompt.user}\n\n{prompt.answer}")
+        assert second == [
+            ("user", prompt.user),
+            ("assistant", f"{prompt.answer} The first is clear.\n\nIt is."),
+            ("user", f"Say 1 or 2.\n\n{question.ending}"),
+        ]
+
+    def test_nothing_is_lost_and_nothing_said_twice(self):
+        for prompt in (ask("helpfulness"), score_question(load("helpfulness")).ask("p", "r")):
+            ((_, text),) = prompt.turns("")
+            assert f"{prompt.system}\n\n{text}" == prompt.plain()

@@ -12,7 +12,8 @@ REFUSED_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum",
 
 
 def filled(schema: dict[str, Any], label: str, random: Random) -> Any:
-    """A value of the schema; numbers, enums and strings that can be the label are the label."""
+    """A value of the schema; numbers and enums that can be the label are the label, and numbers that are named after
+    options are percentages, the label's the highest."""
     return _filled(schema, label, random, schema)
 
 
@@ -34,7 +35,9 @@ def _of_type(schema: dict[str, Any], label: str, random: Random, root: dict[str,
     match kind if isinstance(kind, str) else kind[0]:
         case "object":
             properties = schema.get("properties", {})
-            return {name: _filled(each, label, random, root) for name, each in properties.items()}
+            options = [name for name, each in properties.items() if name.isdigit() and each.get("type") == "number"]
+            shares = _shares(options, label, random)
+            return {name: shares.get(name) or _filled(each, label, random, root) for name, each in properties.items()}
         case "array":
             count = max(1, schema.get("minItems", 1))
             return [_filled(schema.get("items", {}), label, random, root) for _ in range(count)]
@@ -51,6 +54,11 @@ def _of_type(schema: dict[str, Any], label: str, random: Random, root: dict[str,
             return None
         case _:
             return random.choice(WORDS)
+
+
+def _shares(options: list[str], label: str, random: Random) -> dict[str, float]:
+    weights = {name: (name == label) + random.uniform(0.01, 1) for name in options}
+    return {name: round(100 * weight / sum(weights.values()), 4) for name, weight in weights.items()}
 
 
 def openai_objection(name: str, schema: dict[str, Any]) -> str | None:

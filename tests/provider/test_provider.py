@@ -112,6 +112,19 @@ class TestOpenAI:
         error = refused(lambda: complete(it, response_format={"type": "json_schema", "json_schema": loose}))
         assert "'additionalProperties' is required" in error.message
 
+    def test_numbers_that_are_named_after_options_are_percentages_that_favour_the_answer(self, it):
+        names = [str(k) for k in range(1, 11)]
+        schema = {"type": "object", "properties": {name: {"type": "number"} for name in names}}
+        schema |= {"required": names, "additionalProperties": False}
+        wanted = {"type": "json_schema", "json_schema": {"name": "numbers", "strict": True, "schema": schema}}
+        for k in range(3):
+            text = f"{k}. {SCORE}"
+            said = complete(it, text, response_format=wanted, temperature=0).choices[0].message.content
+            numbers = json.loads(said)
+            assert math.fsum(numbers.values()) == pytest.approx(100, abs=1e-3)
+            assert len(set(numbers.values())) == 10
+            assert max(names, key=numbers.get) == complete(it, text, temperature=0).choices[0].message.content
+
     def test_a_prompt_that_was_seen_is_cached(self, it):
         text = "x" * 4 * 300 + PAIR
         assert complete(it, text).usage.prompt_tokens_details.cached_tokens == 0

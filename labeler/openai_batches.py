@@ -1,0 +1,127 @@
+"""OpenAI's batches: a file of requests goes up, a file of answers and one of errors come down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, cast
+
+from pydantic_core import from_json, to_json
+
+from labeler.attempts import AgainError
+from labeler.backend import BackendError, Choose, Likelihoods, Text
+from labeler.batches import Lost, Request, Row
+from labeler.journal import OpenBatch
+from labeler.openai import PATH, Chat
+from labeler.options import Limits
+from labeler.sdk import Sdk
+
+DOWNLOADS = 3
+"""How often results are fetched that end in the middle of a line."""
+
+FULL = 60.0
+"""Seconds until a batch is tried again for which the account's queue has no room."""
+
+TAG = "rlaif"
+
+
+class OpenAIDesk:
+    requests = 50_000
+    size = 200_000_000
+
+    def __init__(self, name: str, identity: str, chat: Chat, client: Any, limits: Limits, key: str) -> None:
+        self.name, self.identity, self.price = name, identity, chat.price
+        self.logprobs = chat.server.logprobs
+        self._chat, self._client = chat, client
+        self._sdk = Sdk(str(client.base_url).rstrip("/"), limits, key)
+
+    def entry(self, key: str, request: Request) -> dict[str, Any]:
+        body = self._chat.choose(request) if isinstance(request, Choose) else self._chat.write(request)
+        return {"custom_id": key, "method": "POST", "url": f"/v1{PATH}", "body": body}
+
+    def read(self, options: Sequence[str] | None, answer: bytes) -> Likelihoods | Text:
+        return self._chat.written(answer)[0] if options is None else self._chat.chosen(options, answer)
+
+    async def submit(self, entries: Sequence[Mapping[str, Any]], tag: str) -> str:
+        content = b"\n".join(map(to_json, entries))
+        file = await self._sdk.call(
+            lambda: self._client.files.create(file=("requests.jsonl", content), purpose="batch")
+        )
+        batch = await self._sdk.once(
+            lambda: self._client.batches.create(
+                input_file_id=file.id, endpoint=f"/v1{PATH}", completion_window="24h", metadata={TAG: tag}
+            )
+        )
+        return batch.id
+
+    async def find(self, batch: OpenBatch, known: Sequence[str]) -> str | None:  # noqa: ARG002
+        async def look() -> str | None:
+            async for each in self._client.batches.list(limit=100):
+                metadata: Any = each.metadata or {}
+                if metadata.get(TAG) == batch.tag:
+                    return each.id
+                if each.created_at < batch.at - 3600:
+                    break
+            return None
+
+        return await self._sdk.call(look)
+
+    async def results(self, name: str) -> list[Row] | Lost | None:
+        batch = await self._sdk.call(lambda: self._client.batches.retrieve(name))
+        if batch.status == "failed":
+            return _failed(name, [(each.code, each.message) for each in (batch.errors and batch.errors.data) or ()])
+        if batch.status not in {"completed", "expired", "cancelled"}:
+            return None
+        files = [each for each in (batch.output_file_id, batch.error_file_id) if each]
+        return [row for file in files for row in self._rows(await self._lines(file))]
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _lines(self, file: str) -> list[bytes]:
+        lines: list[bytes] = []
+        for _ in range(DOWNLOADS):
+            content = await self._sdk.call(lambda: self._client.files.content(file))
+            lines = content.content.splitlines()
+            if not lines or _parsed(lines[-1]) is not None:
+                break
+        return lines
+
+    def _rows(self, lines: Iterable[bytes]) -> Iterable[Row]:
+        """A line that cannot be read is no row: its request goes on missing."""
+        for told in map(_parsed, lines):
+            if told is None:
+                continue
+            reply: Any = told.get("response") or {}
+            if reply.get("status_code") == 200:
+                yield Row(told["custom_id"], to_json(reply["body"]))
+            elif reply:
+                yield Row(told["custom_id"], self._sdk.row(reply["status_code"], reply.get("body")))
+            else:
+                error: Any = told.get("error") or {}
+                yield Row(told["custom_id"], AgainError(error.get("code", "unknown"), error.get("message", "")))
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        told: Any = from_json(line)
+    except ValueError:
+        return None
+    if not isinstance(told, dict) or "custom_id" not in told:
+        return None
+    return cast("dict[str, Any]", told)
+
+
+def _failed(name: str, errors: Sequence[tuple[str | None, str | None]]) -> Lost:
+    """Raises BackendError: what is wrong with a whole file is wrong with the next one too, but a queue empties."""
+    code, message = errors[0] if errors else (None, None)
+    if code == "token_limit_exceeded":
+        return Lost(AgainError("rate_limit", f"batch {name}: {message}", throttled=True, after=FULL))
+    raise BackendError(f"batch {name} failed: {message or 'no reason was given'}")
+
+
+def open_desk(name: str, identity: str, chat: Chat, base_url: str, limits: Limits, key: str) -> OpenAIDesk:
+    """A desk of the server at `base_url`."""
+    sdk: Any = import_module("openai")
+    client = sdk.AsyncOpenAI(api_key=key, base_url=base_url, max_retries=0, timeout=limits.timeout)
+    return OpenAIDesk(name, identity, chat, client, limits, key)
