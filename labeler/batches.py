@@ -25,7 +25,7 @@ from labeler.wrappers import BudgetError, Meter
 Request: TypeAlias = Choose | Write
 Answer: TypeAlias = Likelihoods | Text
 
-ROUNDS = 4
+ROUNDS = 8
 """How often a request is handed in before its row fails."""
 
 TRIES = 8
