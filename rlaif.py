@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from data.records import Comparison
     from evaluator.alignment import Alignment
     from labeler.opening import Reach
+    from labeler.projection import Projection
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
 NEXT = """
@@ -341,17 +342,29 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
 
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
-    from labeler.commands import Job, execute
+    from labeler.commands import Job, execute, project
 
     gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
     reach = _reach(a.remote, a.limits)
     job = Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
+    if a.running.dry_run is not None:
+        return _dry_run(*project(compile_task, rows, job), a)
     done = execute(compile_task, kind, rows, job, tables.count(source))
     if a.running.json:
         _print_json(done.json())
     for line in done.lines():
         _say(line)
     return SOME_FAILED if done.outcome.failed else OK
+
+
+def _dry_run(found: Projection, prompt: str, a: Asking) -> int:
+    if a.running.json:
+        _print_json(found.json())
+    else:
+        print(_visible(prompt) + "\n")
+        for line in found.lines(cot=a.options.cot):
+            _say(line)
+    return OK
 
 
 def _reach(remote: Remote, limits: Limits) -> Reach:

@@ -27,6 +27,9 @@ OFFICIAL = "https://api.anthropic.com/v1"
 VERSION = "2023-06-01"
 PATH = "/messages"
 
+COUNTED = ("model", "system", "messages")
+"""What a count of tokens takes of a request."""
+
 CACHEABLE = 4096
 """Characters; what is shorter than about 1,024 tokens is not cached by the provider."""
 
@@ -71,8 +74,16 @@ class AnthropicBackend(RemoteBackend):
     def __init__(self, dialect: Messages, client: Client, limits: Limits) -> None:
         name = f"anthropic:{dialect.model}"
         identity = name if client.base_url == OFFICIAL else f"{name}@{client.base_url}"
-        super().__init__(name, identity, limits, priced=dialect.price is not None, logprobs=False)
+        super().__init__(name, identity, limits, price=dialect.price, logprobs=False)
         self.dialect, self._client, self._warm = dialect, client, _Warm()
+
+    async def count(self, request: Choose | Write) -> int | None:
+        assert isinstance(request, Write), "Anthropic is asked for texts"
+        body = self.dialect.write(request)
+        url = f"{self._client.base_url}{PATH}/count_tokens"
+        told = await self._client.free(url, {name: body[name] for name in COUNTED if name in body})
+        number = told and told.get("input_tokens")
+        return number if isinstance(number, int) else None
 
     async def close(self) -> None:
         await self._client.close()

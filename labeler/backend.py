@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from data.errors import RlaifError
 from data.records import Method
+from labeler.prices import Price
 from prompts.render import Prompt
 
 Q = TypeVar("Q")
@@ -113,8 +114,9 @@ class Backend(Protocol):
 
     `name` is what the user called it; `identity` also changes with its weights and goes into digests. A call carries
     about `rows` rows of a job, and `calls` of them run at a time: large batches for a local engine, many small ones for
-    a remote one. `priced` says that every answer's usage has its cost, which may be 0. `logprobs` says that
-    it tells likelihoods; where it does not, only `texts` may be asked (labeler/ladder.py makes likelihoods of them).
+    a remote one. `price` is None where none is known. `logprobs` says that it tells likelihoods; where it does not,
+    only `texts` may be asked (labeler/ladder.py makes likelihoods of them). `samples` of one prompt are one request, so
+    that its tokens are paid for once.
     """
 
     @property
@@ -126,14 +128,20 @@ class Backend(Protocol):
     @property
     def calls(self) -> int: ...
     @property
-    def priced(self) -> bool: ...
+    def price(self) -> Price | None: ...
     @property
     def logprobs(self) -> bool: ...
+    @property
+    def samples(self) -> int: ...
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]: ...
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]: ...
     def overflow(self, request: Choose | Write) -> int:
         """By how many tokens the request is too long; 0 where it fits, or where the backend cannot tell."""
+        ...
+
+    async def count(self, request: Choose | Write) -> int | None:
+        """The tokens of a request, for nothing; None where that cannot be told."""
         ...
 
     async def close(self) -> None: ...

@@ -122,6 +122,7 @@ class Batched:
     tell: Callable[[str], None] = lambda _: None
     rows: int = 5_000
     calls: int = 8
+    samples: int = 1
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
     _errors: dict[str, AgainError | RefusedError] = field(default_factory=dict[str, AgainError | RefusedError])
     _promised: dict[str, float] = field(default_factory=dict[str, float])
@@ -139,8 +140,8 @@ class Batched:
         return self.desk.logprobs
 
     @property
-    def priced(self) -> bool:
-        return self.desk.price is not None
+    def price(self) -> Price | None:
+        return self.desk.price
 
     def overflow(self, request: Request) -> int:  # noqa: ARG002
         """Only the provider can tell, and says so in its answer."""
@@ -153,6 +154,9 @@ class Batched:
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
         found = await self._answers(requests, None)
         return [each for each in found if not isinstance(each, Likelihoods)]
+
+    async def count(self, request: Request) -> int | None:  # noqa: ARG002
+        return None
 
     async def close(self) -> None:
         await self.desk.close()

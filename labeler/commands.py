@@ -16,6 +16,7 @@ from tqdm import tqdm
 from data import tables
 from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
+from labeler import projection
 from labeler.backend import Backend
 from labeler.batches import Batched
 from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
@@ -23,7 +24,8 @@ from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import Reach, open_backend, open_desk
 from labeler.options import Options, Running
-from labeler.wrappers import Budgeted, Cached, Meter, Metered
+from labeler.projection import Counted, Counting, Projection
+from labeler.wrappers import Budgeted, Cached, Ended, Meter, Metered
 from prompts.task import Task, load
 
 
@@ -133,6 +135,25 @@ def execute(
     return Finished(outcome, meter, seconds, job.out)
 
 
+def project(compile_task: Compile, rows: Iterable[Row | Failure], job: Job) -> tuple[Projection, str]:
+    """A dry run: what the job would ask, and the first prompt as the model would read it. Raises RlaifError."""
+    how, counted = job.running, Counted()
+    backend = open_backend(
+        job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach, batch=how.batch
+    )
+    counting = Counting(backend, counted)
+    ask = compile_task(load(job.task), climb(counting, job.options.needs, job.options.votes), job.options)
+
+    async def work() -> Projection:
+        try:
+            return await projection.project(_limited(rows, how.limit), ask, counting, how.dry_run or 1)
+        finally:
+            await backend.close()
+
+    found = asyncio.run(work())
+    return found, counted.first.plain() if counted.first else ""
+
+
 def _stack(job: Job, meter: Meter) -> Callable[[Journal | None], Backend]:
     """Opens the model; what it returns puts the wrappers around it, the journal as the last where there is one."""
     how = job.running
@@ -144,9 +165,11 @@ def _stack(job: Job, meter: Meter) -> Callable[[Journal | None], Backend]:
     backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
     metered: Backend = Metered(backend, meter)
     if job.budget is not None:
-        if not backend.priced:
+        if backend.price is None:
             raise _unpriced(job)
         metered = Budgeted(metered, meter, job.budget)
+    if how.deadline is not None:
+        metered = Ended(metered, time.monotonic() + how.deadline * 3600)
     return lambda journal: metered if journal is None else Cached(metered, journal)
 
 
@@ -178,8 +201,8 @@ class _Unopened:
     """Stands for the backend while a task and its options are checked, before a model is loaded for nothing."""
 
     name = identity = ""
-    rows = calls = 1
-    priced = logprobs = False
+    rows = calls = samples = 1
+    price, logprobs = None, False
 
     async def likelihoods(self, requests: object) -> Any:
         raise NotImplementedError
@@ -188,6 +211,9 @@ class _Unopened:
         raise NotImplementedError
 
     def overflow(self, request: object) -> int:
+        raise NotImplementedError
+
+    async def count(self, request: object) -> int | None:
         raise NotImplementedError
 
     async def close(self) -> None:

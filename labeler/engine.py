@@ -14,6 +14,7 @@ from threading import Lock
 from typing import Protocol, TypeVar
 
 from labeler.backend import Choose, Failed, Likelihoods, Text, Usage, Write
+from labeler.prices import FREE
 from lm.chat import Encoder
 from lm.rows import Tokens
 from lm.sample import Draw, Written
@@ -41,8 +42,9 @@ class Engine(Protocol):
 class InProcess:
     """A backend around an engine: encodes prompts, runs one call after another, makes failures values."""
 
-    calls = 1
-    priced = logprobs = True
+    calls = samples = 1
+    price = FREE
+    logprobs = True
 
     def __init__(self, name: str, identity: str, engine: Engine, encoder: Encoder, *, context: int, rows: int) -> None:
         self.name, self.identity, self.rows = name, identity, rows
@@ -61,6 +63,9 @@ class InProcess:
         if len(request.prompt.plain().encode("utf-8", "replace")) + CHAT <= room:
             return 0
         return max(0, len(self._encode(request.prompt)) - room)
+
+    async def count(self, request: Choose | Write) -> int | None:
+        return len(self._encode(_asked(request) if isinstance(request, Write) else request.prompt))
 
     async def close(self) -> None:
         await asyncio.to_thread(self._alone, lambda _: self._engine.close(), ())

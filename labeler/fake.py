@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from data.records import fingerprint
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write
+from labeler.prices import FREE, Price
 
 Rule = Callable[[Choose], Sequence[float]]
 
@@ -25,7 +26,8 @@ class FakeBackend:
     rule: Rule
     rows: int = 8
     calls: int = 1
-    priced: bool = True
+    samples: int = 1
+    price: Price | None = FREE
     logprobs: bool = True
     limit: int | None = None
     seconds: float = 0.0
@@ -45,6 +47,9 @@ class FakeBackend:
 
     def overflow(self, request: Choose | Write) -> int:
         return 0 if self.limit is None else max(0, len(request.prompt.plain()) - self.limit)
+
+    async def count(self, request: Choose | Write) -> int | None:
+        return len(request.prompt.plain())
 
     async def close(self) -> None:
         return None

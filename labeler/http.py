@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json, to_json
 
 from labeler.attempts import AgainError, Attempts, RefusedError
 from labeler.backend import BackendError, Failed
@@ -46,16 +47,27 @@ class Client:
 
     async def get(self, path: str) -> bytes:
         """One plain GET. Raises AgainError, RefusedError or BackendError."""
-        status, headers, body = await self._exchange("GET", path, None)
+        status, headers, body = await self._exchange("GET", self.base_url + path, None)
         if status >= 400:
             raise self._meaning(status, headers, body)
         return body
 
+    async def free(self, url: str, body: object) -> dict[str, Any] | None:
+        """What an endpoint says that costs nothing and that a server need not have; None where it does not answer."""
+        try:
+            status, _, answer = await self._exchange("POST", url, to_json(body))
+            told: Any = from_json(answer) if status == 200 else None
+        except (AgainError, ValueError):
+            return None
+        return cast("dict[str, Any]", told) if isinstance(told, dict) else None
+
     async def ask(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
         """Post until `read` makes an answer of what comes back. `read` raises AgainError for answers of no use."""
 
+        url = self.base_url + path
+
         async def attempt() -> T:
-            status, headers, answer = await self._exchange("POST", path, body)
+            status, headers, answer = await self._exchange("POST", url, body)
             self._attempts.pace.learn(headers)
             if status >= 400:
                 raise self._meaning(status, headers, answer)
@@ -63,7 +75,7 @@ class Client:
 
         return await self._attempts.ask(attempt, tokens)
 
-    async def _exchange(self, verb: str, path: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
+    async def _exchange(self, verb: str, url: str, body: bytes | None) -> tuple[int, Mapping[str, str], bytes]:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the pace is the only limit
@@ -72,7 +84,7 @@ class Client:
                 proxy=_proxy(self.base_url),
             )
         try:
-            async with self._session.request(verb, self.base_url + path, data=body, allow_redirects=False) as reply:
+            async with self._session.request(verb, url, data=body, allow_redirects=False) as reply:
                 return reply.status, reply.headers, await reply.read()
         except TimeoutError:
             raise AgainError("timeout", f"no answer within {self._limits.timeout:g} s", throttled=True) from None

@@ -52,6 +52,9 @@ class _Transport:
 
         return await self._attempts.ask(attempt, tokens)
 
+    async def count(self, body: Mapping[str, Any]) -> int | None:
+        return self._litellm.token_counter(model=body["model"], messages=body["messages"])
+
     async def close(self) -> None:
         await self._litellm.close_litellm_async_clients()
 

@@ -153,6 +153,7 @@ class Transport(Protocol):
     """The way to a model: bodies go there, and what `read` makes of an answer comes back."""
 
     async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed: ...
+    async def count(self, body: Mapping[str, Any]) -> int | None: ...
     async def close(self) -> None: ...
 
 
@@ -166,6 +167,16 @@ class _Http:
     async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed:
         return await self._client.ask(PATH, to_json(body), tokens, read)
 
+    async def count(self, body: Mapping[str, Any]) -> int | None:
+        """OpenAI's count of input tokens, else vLLM's tokenizer: whichever the server has; both are free."""
+        base, asked = self._client.base_url, {"model": body["model"], "input": body["messages"]}
+        if (told := await self._client.free(f"{base}/responses/input_tokens", asked)) is None:
+            flags = {name: body[name] for name in ("add_generation_prompt", "continue_final_message") if name in body}
+            asked = {"model": body["model"], "messages": body["messages"], **flags}
+            told = await self._client.free(f"{base.removesuffix('/v1')}/tokenize", asked)
+        number = told and told.get("input_tokens", told.get("count"))
+        return number if isinstance(number, int) else None
+
 
 class OpenAIBackend(RemoteBackend):
     """A model that is asked in OpenAI's words. `samples` says whether one request can ask for several."""
@@ -173,11 +184,15 @@ class OpenAIBackend(RemoteBackend):
     def __init__(
         self, name: str, identity: str, chat: Chat, transport: Transport, limits: Limits, *, samples: bool = True
     ) -> None:
-        super().__init__(name, identity, limits, priced=chat.price is not None, logprobs=chat.server.logprobs)
+        super().__init__(name, identity, limits, price=chat.price, logprobs=chat.server.logprobs)
         self.chat, self._transport = chat, transport
         self._samples: dict[Write, list[tuple[Write, asyncio.Future[Text | Failed]]]] = defaultdict(list)
         self._asking: set[asyncio.Task[None]] = set()
-        self._most = MOST_SAMPLES if samples else 1
+        self.samples = MOST_SAMPLES if samples else 1
+
+    async def count(self, request: Choose | Write) -> int | None:
+        body = self.chat.choose(request) if isinstance(request, Choose) else self.chat.write(request)
+        return await self._transport.count(body)
 
     async def close(self) -> None:
         await self._transport.close()
@@ -269,15 +284,15 @@ class OpenAIBackend(RemoteBackend):
     async def _sample(self, requests: Sequence[Write]) -> list[Text | Failed]:
         """As many texts as requests. Servers that do not know `n` give one: from then on each is asked for alone."""
         started = time.perf_counter()
-        count = min(len(requests), self._most)
+        count = min(len(requests), self.samples)
         found = await self._ask(requests[0], self.chat.write(requests[0], count), self.chat.written)
         if isinstance(found, Failed):
             first: list[Text | Failed] = [found] * count
         else:
-            self._most = self._most if len(found) >= count else 1
+            self.samples = self.samples if len(found) >= count else 1
             first = [timed(text, started) for text in found[:count]]
         rest = requests[len(first) :]
-        pieces = [rest[at : at + self._most] for at in range(0, len(rest), self._most)]
+        pieces = [rest[at : at + self.samples] for at in range(0, len(rest), self.samples)]
         return [*first, *chain.from_iterable(await together(self._sample, pieces))]
 
     async def _ask(self, request: Choose | Write, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:

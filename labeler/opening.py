@@ -33,8 +33,13 @@ class Reach:
     price: Price | None = None
 
 
-def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reach | None = None) -> Backend:
-    """The backend behind `KIND:NAME`. Raises BackendError, or ModelError where a local model cannot be loaded."""
+def open_backend(
+    name: str, *, cache: Path, dtype: str, device: str, reach: Reach | None = None, batch: bool = False
+) -> Backend:
+    """The backend behind `KIND:NAME`, at the price that it has in a `batch` or else.
+
+    Raises BackendError, or ModelError where a local model cannot be loaded.
+    """
     kind, _, rest = name.partition(":")
     if not rest:
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
@@ -58,7 +63,7 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
                 base_url=reach.base_url,
                 key=reach.keys.get("openai"),
                 limits=reach.limits,
-                price=reach.price or (listed("openai", rest) if reach.base_url is None else None),
+                price=reach.price or (listed("openai", rest, batch=batch) if reach.base_url is None else None),
             )
         case "anthropic":
             from labeler.anthropic import open_anthropic
@@ -69,7 +74,7 @@ def open_backend(name: str, *, cache: Path, dtype: str, device: str, reach: Reac
                 base_url=reach.base_url,
                 key=reach.keys.get("anthropic"),
                 limits=reach.limits,
-                price=reach.price or listed("anthropic", rest),
+                price=reach.price or listed("anthropic", rest, batch=batch),
             )
         case "litellm":
             _need("litellm", "litellm", "LiteLLM's models")

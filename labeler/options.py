@@ -77,6 +77,10 @@ class Running:
     """Names of the columns in other tables: prompt=COLUMN,a=COLUMN,b=COLUMN,human=COLUMN (also id, rater, response)."""
     fresh: bool = False
     """Start over instead of going on where the last run of this job stopped."""
+    dry_run: int | None = None
+    """Ask nothing: show a prompt, count the tokens of N rows, and say what the job would cost."""
+    deadline: float | None = None
+    """Hours after which no new request starts; the same command goes on later."""
     batch: bool = False
     """Hand the requests in as the provider's batches: about half the price, answered within a day."""
     strict: bool = False
@@ -91,6 +95,10 @@ class Running:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise RlaifError(f"--limit {self.limit}: expected at least 1")
+        if self.dry_run is not None and self.dry_run < 1:
+            raise RlaifError(f"--dry-run {self.dry_run}: expected at least 1 row")
+        if self.deadline is not None and not self.deadline > 0:
+            raise RlaifError(f"--deadline {self.deadline:g}: expected more than 0 hours")
 
 
 @dataclass(frozen=True, kw_only=True)

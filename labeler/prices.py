@@ -33,6 +33,10 @@ class Price:
         return (plain + cached * read + written * kept + tokens_out * self.output) / 1e6
 
 
+FREE = Price(0.0, 0.0)
+"""Of what runs on a machine of one's own."""
+
+
 def listed(provider: str, model: str, *, batch: bool = False) -> Price | None:
     """The table's price of a model, or of the model that it is a dated snapshot of; in a batch, where it has one."""
     rows = _table().get(provider, {})

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from labeler.backend import Choose, Failed, Likelihoods, Text, Write, together
 from labeler.options import Limits
+from labeler.prices import Price
 
 A = TypeVar("A", Likelihoods, Text)
 
@@ -21,10 +22,11 @@ class RemoteBackend(ABC):
     """Asks about each request by itself; the server's pace alone decides how many are in flight."""
 
     rows = 1
+    samples = 1
 
-    def __init__(self, name: str, identity: str, limits: Limits, *, priced: bool, logprobs: bool) -> None:
+    def __init__(self, name: str, identity: str, limits: Limits, *, price: Price | None, logprobs: bool) -> None:
         self.name, self.identity, self.calls = name, identity, limits.in_flight
-        self.priced, self.logprobs = priced, logprobs
+        self.price, self.logprobs = price, logprobs
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
         return await together(self._choose, requests)
@@ -40,6 +42,8 @@ class RemoteBackend(ABC):
     async def _choose(self, request: Choose) -> Likelihoods | Failed: ...
     @abstractmethod
     async def _write(self, request: Write) -> Text | Failed: ...
+    @abstractmethod
+    async def count(self, request: Choose | Write) -> int | None: ...
     @abstractmethod
     async def close(self) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
@@ -9,6 +10,7 @@ from typing import Protocol, TypeVar
 from data.errors import RlaifError
 from data.tables import batched
 from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key, together
+from labeler.prices import Price
 
 CHOICES, TEXTS = 256, 16
 """Requests whose answers are kept together: what a kill can cost. A local model takes minutes to write 16 texts."""
@@ -47,8 +49,12 @@ class Around:
         return self.inner.calls
 
     @property
-    def priced(self) -> bool:
-        return self.inner.priced
+    def price(self) -> Price | None:
+        return self.inner.price
+
+    @property
+    def samples(self) -> int:
+        return self.inner.samples
 
     @property
     def logprobs(self) -> bool:
@@ -62,6 +68,9 @@ class Around:
 
     def overflow(self, request: Choose | Write) -> int:
         return self.inner.overflow(request)
+
+    async def count(self, request: Choose | Write) -> int | None:
+        return await self.inner.count(request)
 
     async def close(self) -> None:
         await self.inner.close()
@@ -131,6 +140,29 @@ class Metered(Around):
                 self.meter.failed += 1
             else:
                 self.meter.usage += answer.usage
+
+
+class DeadlineError(RlaifError):
+    """The job has run for as long as it may; what was answered is in the journal."""
+
+
+@dataclass(frozen=True)
+class Ended(Around):
+    """Stops the job before a request once `end`, by time.monotonic, has passed."""
+
+    end: float
+
+    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+        self._check()
+        return await self.inner.likelihoods(requests)
+
+    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
+        self._check()
+        return await self.inner.texts(requests)
+
+    def _check(self) -> None:
+        if time.monotonic() >= self.end:
+            raise DeadlineError("--deadline has come; what was answered is kept, and the same command goes on there")
 
 
 class BudgetError(RlaifError):

@@ -255,7 +255,7 @@ class TestCacheCosts:
     def test_without_a_price_there_is_none(self, it):
         backend = opened(it)
         (found,) = asked(backend, writes(1))
-        assert (backend.priced, found.usage.usd, found.usage.tokens_in > 50) == (False, None, True)
+        assert (backend.price, found.usage.usd, found.usage.tokens_in > 50) == (None, None, True)
 
 
 class TestWarm:

@@ -202,9 +202,9 @@ class TestClimb:
 
     @pytest.mark.parametrize("needs", ["votes", "stated"])
     def test_all_else_is_the_backends(self, needs):
-        backend = Scripted(name="fake:x", rows=3, calls=5, priced=False, limit=0)
+        backend = Scripted(name="fake:x", rows=3, calls=5, price=None, limit=0)
         wrapped = climb(backend, needs, 2)
-        assert (wrapped.name, wrapped.rows, wrapped.calls, wrapped.priced) == ("fake:x", 3, 5, False)
+        assert (wrapped.name, wrapped.rows, wrapped.calls, wrapped.price) == ("fake:x", 3, 5, None)
         assert wrapped.overflow(Choose(PROMPT, answers.PAIR)) == backend.overflow(Choose(PROMPT, answers.PAIR)) > 0
 
 

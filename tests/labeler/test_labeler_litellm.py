@@ -117,7 +117,7 @@ class TestCost:
         assert price is not None
         names = ("input_cost_per_token", "output_cost_per_token", "cache_read_input_token_cost")
         assert [price.input, price.output, price.cached] == pytest.approx([row[name] * 1e6 for name in names])
-        assert opened(it, model).priced
+        assert opened(it, model).price == price
 
     def test_an_answer_costs_what_it_does_elsewhere(self, it):
         price = opened(it).chat.price
@@ -131,7 +131,7 @@ class TestCost:
     def test_models_that_it_does_not_know_have_none(self, it):
         backend = opened(it, "openai/of-ones-own")
         (found,) = asked(backend, pairs(1))
-        assert (backend.priced, found.usage.usd) == (False, None)
+        assert (backend.price, found.usage.usd) == (None, None)
 
 
 @pytest.mark.clients

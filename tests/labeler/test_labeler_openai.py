@@ -226,7 +226,7 @@ class TestCost:
     def test_without_a_price_there_is_none(self, it):
         backend = opened(it)
         (found,) = asked(backend, pairs(1))
-        assert not backend.priced
+        assert backend.price is None
         assert found.usage.usd is None
         assert found.usage.tokens_in > 50
 

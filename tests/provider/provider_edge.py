@@ -211,6 +211,14 @@ async def _count_tokens(call: Call) -> Reply:
     return _json_reply(call, {"input_tokens": question.tokens_in})
 
 
+async def _input_tokens(call: Call) -> Reply:
+    """Of the Responses API: `input` are messages as a chat has them."""
+    body = await _json(call)
+    asked = {"model": body.get("model"), "messages": body.get("input")}
+    question = provider_openai.read(asked, call.state.settings, call.request.headers)
+    return _json_reply(call, {"object": "response.input_tokens", "input_tokens": question.tokens_in})
+
+
 async def _models(call: Call) -> Reply:
     return _json_reply(call, call.wire.models_body(call.state.settings.models or call.wire.CATALOG))
 
@@ -288,6 +296,7 @@ ROUTES: dict[str, tuple[str, Act | None]] = {
     "POST /v1/chat/completions": ("ask", None),
     "POST /v1/messages": ("ask", None),
     "POST /v1/messages/count_tokens": ("count", _count_tokens),
+    "POST /v1/responses/input_tokens": ("count", _input_tokens),
     "GET /v1/models": ("models", _models),
     "GET /v1/models/{id}": ("models", _model),
     "POST /v1/files": ("batch", _upload),
