@@ -309,7 +309,8 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     from data.reading import merged_votes
     from data.records import Label
     from evaluator import alignment, text
-    from labeler.commands import Job, execute
+    from labeler.commands import execute
+    from labeler.here import Job
     from labeler.preference import Labeler
 
     unknown = [name for name in chosen if name not in SAMPLES]
@@ -342,7 +343,8 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
 
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
-    from labeler.commands import Job, execute, project
+    from labeler.commands import execute, project
+    from labeler.here import Job
 
     gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
     reach = _reach(a.remote, a.limits)

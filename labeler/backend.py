@@ -80,6 +80,11 @@ class Usage:
             self.seconds + other.seconds,
         )
 
+    def __sub__(self, other: Usage) -> Usage:
+        usd = None if self.usd is None else self.usd - (other.usd or 0.0)
+        tokens = (self.tokens_in - other.tokens_in, self.tokens_out - other.tokens_out)
+        return Usage(*tokens, usd, self.seconds - other.seconds)
+
 
 @dataclass(frozen=True)
 class Likelihoods:

@@ -5,54 +5,25 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from tqdm import tqdm
 
 from data import tables
-from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
 from labeler import projection
-from labeler.backend import Backend
-from labeler.batches import Batched
-from labeler.job import Outcome, Progress, Result, Row, failures_path, journal_path, run, write
+from labeler.here import Asker, Compile, Here, Job
+from labeler.job import Outcome, Progress, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.ladder import climb
-from labeler.opening import Reach, open_backend, open_desk
-from labeler.options import Options, Running
+from labeler.opening import need, open_backend
 from labeler.projection import Counted, Counting, Projection
-from labeler.wrappers import Budgeted, Cached, Ended, Meter, Metered
-from prompts.task import Task, load
-
-
-class Compiled(Protocol):
-    """What a Labeler, a Scorer and a Ranker have in common: they can be called, and name their job."""
-
-    digest: str
-
-    def __call__(self, rows: Sequence[Any], /) -> Awaitable[Sequence[Result]]: ...
-
-
-Compile: TypeAlias = Callable[[Task, Backend, Options], Compiled]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is asked of which model, and where the answers go."""
-
-    source: str
-    task: str
-    model: str
-    out: Path
-    cache: Path
-    options: Options = field(default_factory=Options)
-    running: Running = field(default_factory=Running)
-    reach: Reach = field(default_factory=Reach)
-    budget: float | None = None
+from labeler.wrappers import Meter
+from prompts.task import load
 
 
 @dataclass(frozen=True)
@@ -110,29 +81,30 @@ def execute(
     task = load(job.task)
     compile_task(task, _Unopened(), job.options)
     rows = _started(rows)
-    how, meter = job.running, Meter()
-    stacked = _stack(job, meter)
-
-    def asked_of(asked: Backend) -> Compiled:
-        return compile_task(task, climb(asked, job.options.needs, job.options.votes), job.options)
-
-    journal = Journal(journal_path(job.out), asked_of(stacked(None)).digest, fresh=how.fresh)
+    how = job.running
+    asker = _asker(compile_task, job)
+    journal = Journal(journal_path(job.out), asker.digest, fresh=how.fresh)
     try:
-        backend = stacked(journal)
-        compiled = asked_of(backend)
         started = time.perf_counter()
-        with _bar(total, how.limit, meter) as bar:
-            outcome = asyncio.run(_run(_limited(rows, how.limit), compiled, journal, bar, backend, how))
+        with _bar(total, how.limit, asker.meter) as bar:
+            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, strict=how.strict))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
-        tqdm.write(
-            f"\nstopped; what was answered is in {journal.path}: the same command goes on there", file=sys.stderr
-        )
+        _tell(f"\nstopped; what was answered is in {journal.path}: the same command goes on there")
         raise
     finally:
         journal.close()
-    return Finished(outcome, meter, seconds, job.out)
+    return Finished(outcome, asker.meter, seconds, job.out)
+
+
+def _asker(compile_task: Compile, job: Job) -> Asker:
+    if job.running.engine == "local":
+        return Here(compile_task, job, _tell)
+    need("ray", "ray", "--engine ray")
+    from labeler.on_ray import OnRay
+
+    return OnRay(compile_task, job)
 
 
 def project(compile_task: Compile, rows: Iterable[Row | Failure], job: Job) -> tuple[Projection, str]:
@@ -154,47 +126,19 @@ def project(compile_task: Compile, rows: Iterable[Row | Failure], job: Job) -> t
     return found, counted.first.plain() if counted.first else ""
 
 
-def _stack(job: Job, meter: Meter) -> Callable[[Journal | None], Backend]:
-    """Opens the model; what it returns puts the wrappers around it, the journal as the last where there is one."""
-    how = job.running
-    if how.batch:
-        desk = open_desk(job.model, job.reach)
-        if job.budget is not None and desk.price is None:
-            raise _unpriced(job)
-        return lambda journal: Batched(desk, meter, job.budget, journal, _tell)
-    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
-    metered: Backend = Metered(backend, meter)
-    if job.budget is not None:
-        if backend.price is None:
-            raise _unpriced(job)
-        metered = Budgeted(metered, meter, job.budget)
-    if how.deadline is not None:
-        metered = Ended(metered, time.monotonic() + how.deadline * 3600)
-    return lambda journal: metered if journal is None else Cached(metered, journal)
-
-
-def _unpriced(job: Job) -> RlaifError:
-    return RlaifError(f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)")
-
-
 def _tell(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
 async def _run(
-    rows: Iterable[Row | Failure],
-    compiled: Compiled,
-    journal: Journal,
-    bar: Progress,
-    backend: Backend,
-    how: Running,
+    rows: Iterable[Row | Failure], asker: Asker, journal: Journal, bar: Progress, *, strict: bool
 ) -> Outcome:
-    """The job, and the backend closed after it: connections end in the event loop that opened them."""
-    batch, calls = backend.rows, backend.calls
+    """The job, and whoever asks closed after it: connections end in the event loop that opened them."""
+    ask, size, calls = asker.asking(journal), asker.rows, asker.calls
     try:
-        return await run(rows, compiled, journal, bar, batch=batch, calls=calls, strict=how.strict, leave=how.batch)
+        return await run(rows, ask, journal, bar, batch=size, calls=calls, strict=strict, leave=asker.leave)
     finally:
-        await backend.close()
+        await asker.close()
 
 
 class _Unopened:

@@ -45,12 +45,12 @@ def open_backend(
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
     match kind:
         case "local":
-            _need("local", "torch transformers", "local models")
+            need("local", "torch transformers", "local models")
             from labeler.local import open_local
 
             return open_local(rest, cache=cache, dtype=dtype, device=device)
         case "vllm":
-            _need("vllm", "vllm", "vLLM models")
+            need("vllm", "vllm", "vLLM models")
             from labeler.vllm import open_vllm
 
             return open_vllm(rest, cache=cache, dtype=dtype)
@@ -77,7 +77,7 @@ def open_backend(
                 price=reach.price or listed("anthropic", rest, batch=batch),
             )
         case "litellm":
-            _need("litellm", "litellm", "LiteLLM's models")
+            need("litellm", "litellm", "LiteLLM's models")
             from labeler.litellm import open_litellm
 
             reach = reach or Reach()
@@ -101,7 +101,7 @@ def open_desk(name: str, reach: Reach) -> Desk:
     kind, _, model = name.partition(":")
     if kind not in {"openai", "anthropic"} or not model:
         raise BackendError(f"--batch --model {name}: only openai:NAME and anthropic:NAME have batches")
-    _need("batch", kind, "batches")
+    need("batch", kind, "batches")
     price = reach.price or (listed(kind, model, batch=True) if reach.base_url is None else None)
     key = reach.keys.get(kind)
     if kind == "openai":
@@ -118,7 +118,8 @@ def open_desk(name: str, reach: Reach) -> Desk:
     return anthropic_batches.open_desk(*named, url, reach.limits, key or "none")
 
 
-def _need(extra: str, packages: str, what: str) -> None:
+def need(extra: str, packages: str, what: str) -> None:
+    """Raises BackendError where packages of an extra are not installed."""
     from importlib.util import find_spec
 
     missing = [package for package in packages.split() if find_spec(package) is None]

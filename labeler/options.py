@@ -83,6 +83,14 @@ class Running:
     """Hours after which no new request starts; the same command goes on later."""
     batch: bool = False
     """Hand the requests in as the provider's batches: about half the price, answered within a day."""
+    engine: Literal["local", "ray"] = "local"
+    """Where the model runs: in this process, or in workers of Ray, on this machine or a cluster (RAY_ADDRESS)."""
+    workers: int = 2
+    """Of --engine ray: processes with a model each."""
+    worker_cpus: float = 1.0
+    """CPU cores of a worker."""
+    worker_gpus: float = 0.0
+    """GPUs of a worker; vLLM takes as many as one model needs."""
     strict: bool = False
     """Stop at the first unusable row instead of listing it in OUT.failures.jsonl."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -95,6 +103,10 @@ class Running:
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise RlaifError(f"--limit {self.limit}: expected at least 1")
+        if self.workers < 1 or min(self.worker_cpus, self.worker_gpus) < 0:
+            raise RlaifError("--workers must be at least 1, --worker-cpus and --worker-gpus not below 0")
+        if self.engine == "ray" and (self.batch or self.deadline is not None):
+            raise RlaifError("--engine ray cannot be combined with --batch or --deadline")
         if self.dry_run is not None and self.dry_run < 1:
             raise RlaifError(f"--dry-run {self.dry_run}: expected at least 1 row")
         if self.deadline is not None and not self.deadline > 0:

@@ -116,6 +116,15 @@ class Meter:
     failed: int = 0
     usage: Usage = field(default_factory=Usage)
 
+    def add(self, other: Meter) -> None:
+        self.asked += other.asked
+        self.failed += other.failed
+        self.usage += other.usage
+
+    def since(self, before: Meter) -> Meter:
+        """What has been counted since then."""
+        return Meter(self.asked - before.asked, self.failed - before.failed, self.usage - before.usage)
+
 
 @dataclass(frozen=True)
 class Metered(Around):
@@ -169,6 +178,16 @@ class BudgetError(RlaifError):
     """The job has spent what it may; what was answered is in the journal."""
 
 
+def check_budget(usd: float, meter: Meter) -> None:
+    """Raises BudgetError where so much has been spent."""
+    spent = meter.usage.usd or 0.0
+    if spent >= usd:
+        raise BudgetError(
+            f"--budget {usd:g}: this run has spent ${spent:.4f}; what was answered is kept, and the same command goes"
+            " on there, with a budget of its own"
+        )
+
+
 @dataclass(frozen=True)
 class Budgeted(Around):
     """Stops the job before a request once `meter` has reached `usd`: at most what is in flight then is spent beyond."""
@@ -185,9 +204,4 @@ class Budgeted(Around):
         return await self.inner.texts(requests)
 
     def _check(self) -> None:
-        spent = self.meter.usage.usd or 0.0
-        if spent >= self.usd:
-            raise BudgetError(
-                f"--budget {self.usd:g}: this run has spent ${spent:.4f}; what was answered is kept, and the same"
-                " command goes on there, with a budget of its own"
-            )
+        check_budget(self.usd, self.meter)

@@ -11,8 +11,9 @@ from running import provider
 
 from data.errors import RlaifError
 from data.records import Comparison, Failure, Label, Response, Score
-from labeler.commands import Job, execute, project
+from labeler.commands import execute, project
 from labeler.fake import RULES, FakeBackend
+from labeler.here import Job
 from labeler.opening import Reach
 from labeler.options import Options, Running
 from labeler.preference import Labeler
