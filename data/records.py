@@ -57,7 +57,7 @@ class Comparison(Record):
     @cached_property
     def content(self) -> str:
         """What is judged, as a fingerprint: a label says by it which texts it is about, since ids alone can clash."""
-        return fingerprint([self.prompt, list(self.responses)])
+        return hashed([*_texts(self.prompt), *self.responses])
 
     @model_validator(mode="after")
     def _indices_fit(self) -> Comparison:
@@ -97,7 +97,7 @@ class Response(Record):
     @cached_property
     def content(self) -> str:
         """What is judged, as a fingerprint."""
-        return fingerprint([self.prompt, [self.response]])
+        return hashed([*_texts(self.prompt), self.response])
 
 
 class Order(Record):
@@ -206,6 +206,19 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",",
 def fingerprint(value: object, length: int = 16) -> str:
     """A short SHA-256 of a value's canonical JSON. Lone surrogates are hashed as they stand."""
     return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def hashed(parts: Sequence[str], length: int = 16) -> str:
+    """A short SHA-256 of texts, with their lengths so that no two lists are one text. Several times as fast as
+    `fingerprint`: it is made for every row and every request."""
+    sized = "".join([f"{len(part)}:{part}" for part in parts])
+    return hashlib.sha256(sized.encode("utf-8", "surrogatepass")).hexdigest()[:length]
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    if isinstance(prompt, str):
+        return ["text", prompt]
+    return ["messages", str(len(prompt)), *(text for message in prompt for text in (message.role, message.content))]
 
 
 def content_id(prompt: object, responses: Sequence[str]) -> str:

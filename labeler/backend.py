@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Protocol, TypeVar
 
 from data.errors import RlaifError
-from data.records import Method
+from data.records import Method, hashed
 from labeler.prices import Price
 from prompts.render import Prompt
 
@@ -178,5 +177,4 @@ def request_key(identity: str, request: Choose | Write) -> str:
     else:
         numbers = (request.max_tokens, request.temperature, request.top_k, request.seed, len(request.stop))
         parts += ["write", *map(str, numbers), *request.stop, request.instruction, *request.numbers]
-    sized = "".join([f"{len(part)}:{part}" for part in parts])  # with their lengths, so that no two lists are one text
-    return sha256(sized.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return hashed(parts, 32)
