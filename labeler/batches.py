@@ -125,7 +125,6 @@ class Batched:
     samples: int = 1
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
     _errors: dict[str, AgainError | RefusedError] = field(default_factory=dict[str, AgainError | RefusedError])
-    _promised: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def name(self) -> str:
@@ -221,8 +220,10 @@ class Batched:
 
     def _affordable(self, cost: float) -> bool:
         """Whether the budget has room for so much beside what is spent and what all batches under way will cost."""
-        spent = (self.meter.usage.usd or 0.0) + sum(self._promised.values())
-        return self.budget is None or spent + cost <= self.budget
+        if self.budget is None:
+            return True
+        promised = sum(batch.cost for batch in self._journal.open_batches())
+        return (self.meter.usage.usd or 0.0) + promised + cost <= self.budget
 
     def _spent_message(self) -> str:
         spent = self.meter.usage.usd or 0.0
@@ -233,8 +234,7 @@ class Batched:
 
     async def _submit(self, filled: _Filling, options: Sequence[str] | None) -> None:
         keys, told = frozenset(filled.keys), None if options is None else tuple(options)
-        batch = OpenBatch(secrets.token_hex(12), None, keys, told, time.time())
-        self._promised[batch.tag] = filled.cost
+        batch = OpenBatch(secrets.token_hex(12), None, keys, told, time.time(), filled.cost)
         self._journal.open_batch(batch)
         name = await self._named(batch, filled.entries)
         self._journal.name_batch(batch.tag, name)
@@ -293,7 +293,6 @@ class Batched:
         for key in batch.keys - seen:
             self._errors.setdefault(key, AgainError("missing", f"batch {name} has no answer to this request"))
         self._journal.close_batch(batch.tag)
-        self._promised.pop(batch.tag, None)
         self._collecting.pop(batch.tag, None)
         good = sum(key not in self._errors for key in seen)
         self.tell(f"batch {name}: {good} of {len(batch.keys)} requests answered")

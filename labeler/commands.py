@@ -14,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data import tables
+from data.errors import RlaifError
 from data.records import Failure, Label, Ranking, Score
 from labeler import projection
 from labeler.here import Asker, Compile, Here, Job
@@ -85,6 +86,11 @@ def execute(
     asker = _asker(compile_task, job)
     journal = Journal(journal_path(job.out), asker.digest, fresh=how.fresh)
     try:
+        if journal.open_batches() and not how.batch:
+            raise RlaifError(
+                f"{len(journal.open_batches())} batches of this job are under way at the provider: --batch goes on with"
+                " them, --fresh forgets them"
+            )
         started = time.perf_counter()
         with _bar(total, how.limit, asker.meter) as bar:
             outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, strict=how.strict))

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS answers (
     digest TEXT, key TEXT, kind TEXT, record TEXT, PRIMARY KEY (digest, key)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batches (
-    digest TEXT, tag TEXT PRIMARY KEY, name TEXT, keys TEXT, options TEXT, at REAL
+    digest TEXT, tag TEXT PRIMARY KEY, name TEXT, keys TEXT, options TEXT, at REAL, cost REAL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS inputs (
     digest TEXT, id TEXT, content TEXT, number INTEGER, PRIMARY KEY (digest, id)
@@ -46,13 +46,15 @@ _PIECE = 500
 @dataclass(frozen=True)
 class OpenBatch:
     """A provider's batch that was, or is about to be, handed in: `tag` is our name for it, `name` the provider's, once
-    it is known. `options` are what its requests choose from; None where they write. `at` is when, by time.time."""
+    it is known. `options` are what its requests choose from; None where they write. `at` is when, by time.time; `cost`
+    is about what it will be, in USD."""
 
     tag: str
     name: str | None
     keys: frozenset[str]
     options: tuple[str, ...] | None
     at: float
+    cost: float = 0.0
 
 
 class Journal:
@@ -79,7 +81,7 @@ class Journal:
                     self._db.execute("DELETE FROM answers WHERE digest = ?", [digest])
                     self._db.execute("DELETE FROM batches WHERE digest = ?", [digest])
                 self._db.execute("DELETE FROM inputs WHERE digest = ?", [digest])
-        query = "SELECT tag, name, keys, options, at FROM batches WHERE digest = ?"
+        query = "SELECT tag, name, keys, options, at, cost FROM batches WHERE digest = ?"
         self._batches = {tag: _open_batch(tag, *rest) for tag, *rest in self._select(query, [digest])}
 
     def close(self) -> None:
@@ -161,9 +163,9 @@ class Journal:
     def open_batch(self, batch: OpenBatch) -> None:
         """Note, before it is handed in, that a batch will be."""
         options = None if batch.options is None else json.dumps(batch.options)
-        row = [self._digest, batch.tag, batch.name, json.dumps(sorted(batch.keys)), options, batch.at]
+        row = [self._digest, batch.tag, batch.name, json.dumps(sorted(batch.keys)), options, batch.at, batch.cost]
         with self._guarded(), self._transaction():
-            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", row)
+            self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._batches[batch.tag] = batch
 
     def name_batch(self, tag: str, name: str) -> None:
@@ -252,9 +254,9 @@ def _thaw(kind: str, record: dict[str, Any]) -> Likelihoods | Text:
     return Likelihoods(tuple(record["values"]), usage, record["method"], record["votes"])
 
 
-def _open_batch(tag: str, name: str | None, keys: str, options: str | None, at: float) -> OpenBatch:
+def _open_batch(tag: str, name: str | None, keys: str, options: str | None, at: float, cost: float) -> OpenBatch:
     told = None if options is None else tuple(json.loads(options))
-    return OpenBatch(tag, name, frozenset(json.loads(keys)), told, at)
+    return OpenBatch(tag, name, frozenset(json.loads(keys)), told, at, cost)
 
 
 def _pieces(values: list[str]) -> Iterator[list[str]]:
