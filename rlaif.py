@@ -347,7 +347,7 @@ def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable
     from labeler.here import Job
 
     gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
-    reach = _reach(a.remote, a.limits)
+    reach = _reach(a.model, a.remote, a.limits)
     job = Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
     if a.running.dry_run is not None:
         return _dry_run(*project(compile_task, rows, job), a)
@@ -369,11 +369,12 @@ def _dry_run(found: Projection, prompt: str, a: Asking) -> int:
     return OK
 
 
-def _reach(remote: Remote, limits: Limits) -> Reach:
+def _reach(model: str, remote: Remote, limits: Limits) -> Reach:
     from labeler.opening import Reach
     from labeler.prices import given
 
-    names = [name for name in os.environ if name.endswith("_API_KEY")]
+    kind = model.partition(":")[0].upper()  # no more keys than are needed; LiteLLM's are hidden where it repeats them
+    names = [name for name in os.environ if name.endswith("_API_KEY") and kind in {name[: -len("_API_KEY")], "LITELLM"}]
     keys = {name[: -len("_API_KEY")].lower(): key for name in names if (key := os.environ[name].strip())}
     return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
 

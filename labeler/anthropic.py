@@ -22,6 +22,7 @@ from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
 from labeler.remote import RemoteBackend, timed, tokens
+from labeler.spending import Spending
 
 OFFICIAL = "https://api.anthropic.com/v1"
 VERSION = "2023-06-01"
@@ -56,16 +57,19 @@ class Messages:
     def written(self, answer: bytes) -> list[Text]:
         """The one text. Raises AgainError or RefusedError."""
         said = parsed(_Said, answer)
-        if said.stop_reason == "refusal":
-            raise RefusedError("refusal", "the model refused to answer")
-        text = "".join(part.text for part in said.content if part.type == "text")
-        if not text:
-            raise AgainError("unparsable", "the answer has no text")
         used = said.usage
         read, kept = used.cache_read_input_tokens, used.cache_creation_input_tokens
         whole = used.input_tokens + read + kept
         usd = None if self.price is None else self.price.usd(whole, used.output_tokens, cached=read, written=kept)
-        return [Text(text, Usage(whole, used.output_tokens, usd))]
+        usage = Usage(whole, used.output_tokens, usd)
+        if said.stop_reason == "refusal":
+            raise RefusedError("refusal", "the model refused to answer", usage)
+        text = "".join(part.text for part in said.content if part.type == "text")
+        if not text and said.stop_reason == "max_tokens":
+            raise RefusedError("cut_off", "the model used up its tokens before it answered", usage)
+        if not text:
+            raise AgainError("unparsable", "the answer has no text", usage=usage)
+        return [Text(text, usage)]
 
 
 class AnthropicBackend(RemoteBackend):
@@ -181,12 +185,20 @@ class _Said(BaseModel):
 
 
 def open_anthropic(
-    model: str, *, base_url: str | None, key: str | None, limits: Limits, price: Price | None
+    model: str,
+    *,
+    base_url: str | None,
+    key: str | None,
+    limits: Limits,
+    price: Price | None,
+    spending: Spending | None = None,
 ) -> AnthropicBackend:
     """Look whether the model is there, which costs nothing, then make the backend. Raises BackendError."""
     if not key:
         raise BackendError(f"anthropic:{model} needs a key in ANTHROPIC_API_KEY")
-    client = Client(base_url or OFFICIAL, {"x-api-key": key, "anthropic-version": VERSION}, limits, secret=key)
+    client = Client(
+        base_url or OFFICIAL, {"x-api-key": key, "anthropic-version": VERSION}, limits, secret=key, spending=spending
+    )
     asyncio.run(_look(client, model))
     return AnthropicBackend(Messages(model, price), client, limits)
 

@@ -10,6 +10,7 @@ from labeler.anthropic import Messages
 from labeler.attempts import AgainError
 from labeler.backend import Text, Write
 from labeler.batches import Lost, Request, Row
+from labeler.http import GoneError
 from labeler.journal import OpenBatch
 from labeler.options import Limits
 from labeler.sdk import Sdk
@@ -35,6 +36,9 @@ class AnthropicDesk:
         assert isinstance(request, Write), "Anthropic is asked for texts"
         return {"custom_id": key, "params": self._dialect.write(request)}
 
+    def longest(self, request: Request) -> int:
+        return request.max_tokens if isinstance(request, Write) else 1
+
     def read(self, options: Sequence[str] | None, answer: bytes) -> Text:  # noqa: ARG002
         return self._dialect.written(answer)[0]
 
@@ -56,7 +60,10 @@ class AnthropicDesk:
         return await self._sdk.call(look)
 
     async def results(self, name: str) -> list[Row] | Lost | None:
-        batch = await self._sdk.call(lambda: self._client.messages.batches.retrieve(name))
+        try:
+            batch = await self._sdk.call(lambda: self._client.messages.batches.retrieve(name))
+        except GoneError as error:
+            return Lost(AgainError("gone", str(error)))
         if batch.processing_status != "ended":
             return None
         rows: list[Row] = []

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import tenacity
 
-from labeler.backend import Failed
+from labeler.backend import Failed, Usage
 from labeler.options import Limits
 from labeler.pace import Pace
+from labeler.spending import Spending
 
 T = TypeVar("T")
 
@@ -19,12 +20,14 @@ BACKOFF = tenacity.wait_random_exponential(multiplier=0.5, max=30)
 
 @dataclass
 class AgainError(Exception):
-    """This attempt gave nothing; another may. `after` is when the server wants to be asked again."""
+    """This attempt gave nothing; another may. `after` is when the server wants to be asked again, `usage` what an
+    answer of no use cost."""
 
     reason: str
     message: str
     throttled: bool = False
     after: float | None = None
+    usage: Usage | None = None
 
 
 @dataclass
@@ -33,13 +36,14 @@ class RefusedError(Exception):
 
     reason: str
     message: str
+    usage: Usage | None = None
 
 
 class Attempts:
     """Asks at the server's pace, again where that may help; what cannot be answered is a value."""
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits = limits
+    def __init__(self, limits: Limits, spending: Spending) -> None:
+        self._limits, self._spending = limits, spending
         self.pace = Pace(limits)
 
     async def ask(self, attempt: Callable[[], Awaitable[T]], tokens: int) -> T | Failed:
@@ -74,11 +78,15 @@ class Attempts:
     async def _once(self, attempt: Callable[[], Awaitable[T]], tokens: int) -> T:
         entered, throttled = await self.pace.enter(tokens), False
         try:
+            self._spending.check()
             return await attempt()
-        except AgainError as error:
-            throttled = error.throttled
-            if error.after is not None:
-                self.pace.pause(min(error.after, self._limits.longest_wait))
+        except (AgainError, RefusedError) as error:
+            if error.usage is not None:
+                self._spending.waste(error.usage)
+            if isinstance(error, AgainError):
+                throttled = error.throttled
+                if error.after is not None:
+                    self.pace.pause(min(error.after, self._limits.longest_wait))
             raise
         finally:
             self.pace.leave(entered, throttled=throttled)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from pydantic_core import to_json
@@ -20,7 +22,7 @@ from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Wri
 from labeler.journal import Journal, OpenBatch
 from labeler.prices import Price
 from labeler.remote import tokens
-from labeler.wrappers import BudgetError, Meter
+from labeler.spending import BudgetError, Meter
 
 Request: TypeAlias = Choose | Write
 Answer: TypeAlias = Likelihoods | Text
@@ -33,6 +35,12 @@ TRIES = 8
 
 MARGIN = 0.95
 """Of what a provider takes in one batch."""
+
+FULL = 60.0
+"""Seconds until a batch is tried again for which the account's queue has no room: that is not a try."""
+
+SEARCHES = (0.2, 2.0)
+"""Seconds before each look for a batch of which it is not known whether the provider has it."""
 
 LOOK = (0.1, 60.0)
 """How long to wait before the next look at a batch: this share of its age, and no more than so many seconds."""
@@ -67,6 +75,10 @@ class Desk(Protocol):
         """What is handed in for one request."""
         ...
 
+    def longest(self, request: Request) -> int:
+        """The most tokens that its answer can have."""
+        ...
+
     def read(self, options: Sequence[str] | None, answer: bytes) -> Answer:
         """The likelihoods of the options, or the text where there are none."""
         ...
@@ -95,10 +107,10 @@ class _Filling:
     size: int = 0
     cost: float = 0.0
 
-    def full(self, entry: Mapping[str, Any], desk: Desk) -> bool:
+    def full(self, entry: Mapping[str, Any], desk: Desk, most: int) -> bool:
         """Whether one more would be more than the provider takes."""
-        more = self.size + _length(entry)
-        return bool(self.entries) and (len(self.entries) >= desk.requests * MARGIN or more > desk.size * MARGIN)
+        count, size = len(self.entries), self.size + _length(entry)
+        return count > 0 and (count >= min(desk.requests * MARGIN, most) or size > desk.size * MARGIN)
 
     def add(self, key: str, entry: dict[str, Any], cost: float) -> None:
         self.entries.append(entry)
@@ -124,6 +136,9 @@ class Batched:
     calls: int = 8
     samples: int = 1
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
+    _foreign: set[str] = field(default_factory=set[str])
+    _searching: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _most: int = sys.maxsize
     _errors: dict[str, AgainError | RefusedError] = field(default_factory=dict[str, AgainError | RefusedError])
 
     @property
@@ -165,22 +180,22 @@ class Batched:
         keys = [request_key(self.identity, request) for request in requests]
         missing = dict(zip(keys, requests, strict=True))
         found: dict[str, Answer | Failed] = {}
-        rounds = 0
+        tries: Counter[str] = Counter()
         while True:
             found.update(self._journal.get(list(missing)))
             missing = {key: request for key, request in missing.items() if key not in found}
             if under_way := self._under_way(missing):
                 await asyncio.gather(*map(self._collected, under_way))
                 continue
-            errors = {key: error for key in missing if (error := self._errors.pop(key, None)) is not None}
-            for key, error in errors.items():
-                if isinstance(error, RefusedError) or rounds >= ROUNDS:
-                    found[key] = Failed(error.reason, error.message, max(1, rounds))
+            for key in list(missing):
+                if (error := self._errors.pop(key, None)) is None:
+                    continue
+                tries[key] += not (isinstance(error, AgainError) and error.throttled and error.after == FULL)
+                if isinstance(error, RefusedError) or tries[key] >= ROUNDS:
+                    found[key] = Failed(error.reason, error.message, tries[key])
                     del missing[key]
             if not missing:
                 return [found[key] for key in keys]
-            # A provider that has no room yet has not tried.
-            rounds += not any(isinstance(error, AgainError) and error.throttled for error in errors.values())
             await self._hand_in(missing, options)
 
     @property
@@ -202,7 +217,7 @@ class Batched:
                     raise BudgetError(self._spent_message())
                 break
             entry = self.desk.entry(key, request)
-            if batch.full(entry, self.desk):
+            if batch.full(entry, self.desk, self._most):
                 await self._submit(batch, options)
                 handed, batch = True, _Filling()
             batch.add(key, entry, cost)
@@ -212,11 +227,7 @@ class Batched:
     def _cost(self, request: Request) -> float:
         """About what it will cost; 0 where no price is known."""
         price = self.desk.price
-        return (
-            0.0
-            if price is None
-            else price.usd(tokens(request), request.max_tokens if isinstance(request, Write) else 1)
-        )
+        return 0.0 if price is None else price.usd(tokens(request), self.desk.longest(request))
 
     def _affordable(self, cost: float) -> bool:
         """Whether the budget has room for so much beside what is spent and what all batches under way will cost."""
@@ -248,9 +259,11 @@ class Batched:
                 return await self.desk.submit(entries, batch.tag)
             except AgainError as error:
                 said = error.message
+                for seconds in SEARCHES:  # it may have come, and be listed a little later
+                    await asyncio.sleep(seconds)
+                    if (name := await self._sought(batch)) is not None:
+                        return name
                 await asyncio.sleep(min(error.after or 0.2 * 2**attempt, 30))
-                if (name := await self._sought(batch)) is not None:
-                    return name
             except RefusedError as error:
                 said = error.message
                 break
@@ -258,16 +271,22 @@ class Batched:
         raise BackendError(f"no batch could be handed in: {said}")
 
     async def _sought(self, batch: OpenBatch) -> str | None:
-        known = [each.name for each in self._journal.open_batches() if each.name]
+        """The provider's name of a batch of ours that it may have, noted at once so that no two find the same."""
         try:
-            return await self.desk.find(batch, known)
+            async with self._searching:
+                known = [each.name for each in self._journal.open_batches() if each.name]
+                name = await self.desk.find(batch, [*known, *self._foreign])
+                if name is not None:
+                    self._journal.name_batch(batch.tag, name)
+                return name
         except AgainError as error:
             raise BackendError(f"cannot see whether a batch was handed in: {error.message}; run again later") from None
 
     async def _collected(self, batch: OpenBatch) -> None:
         """Wait for a batch and store its answers: once, whoever waits."""
         if batch.tag not in self._collecting:
-            self._collecting[batch.tag] = asyncio.create_task(self._collect(batch))
+            task = self._collecting[batch.tag] = asyncio.create_task(self._collect(batch))
+            task.add_done_callback(lambda _: self._collecting.pop(batch.tag, None))
         await asyncio.shield(self._collecting[batch.tag])
 
     async def _collect(self, batch: OpenBatch) -> None:
@@ -276,10 +295,17 @@ class Batched:
             name = await self._sought(batch)
             if name is None:
                 self._journal.close_batch(batch.tag)
-                self._collecting.pop(batch.tag, None)
                 return
-            self._journal.name_batch(batch.tag, name)
-        found = await self._waited(name, batch)
+        try:
+            found = await self._waited(name, batch)
+        except BackendError:  # what is wrong with all of it: the next run does not meet it again
+            self._journal.close_batch(batch.tag)
+            raise
+        if found and batch.keys.isdisjoint(row.key for row in found):
+            self._foreign.add(name)  # of another job, of the same size and time: ours may still be there
+            self._journal.name_batch(batch.tag, None)
+            await self._collect(replace(batch, name=None))
+            return
         stop: BackendError | None = None
         seen: set[str] = set()
         for row in found:
@@ -293,7 +319,6 @@ class Batched:
         for key in batch.keys - seen:
             self._errors.setdefault(key, AgainError("missing", f"batch {name} has no answer to this request"))
         self._journal.close_batch(batch.tag)
-        self._collecting.pop(batch.tag, None)
         good = sum(key not in self._errors for key in seen)
         self.tell(f"batch {name}: {good} of {len(batch.keys)} requests answered")
         if stop is not None:
@@ -306,6 +331,8 @@ class Batched:
             answer = self.desk.read(batch.options, row.answer)
         except (AgainError, RefusedError) as error:
             self._errors[row.key] = error
+            if error.usage is not None:
+                self.meter.usage += error.usage
             return
         self.meter.asked += 1
         self.meter.usage += answer.usage
@@ -324,6 +351,8 @@ class Batched:
                     self.tell(f"batch {name}: cannot be seen just now, still looking: {error.message}")
                 blind = True
             if isinstance(found, Lost):
+                if getattr(found.error, "after", None) == FULL and len(self._journal.open_batches()) == 1:
+                    self._most = max(1, len(batch.keys) // 2)  # nothing else is in the queue: this was too large for it
                 self._errors.update(dict.fromkeys(batch.keys, found.error))
                 await asyncio.sleep(getattr(found.error, "after", None) or 0)
                 return []

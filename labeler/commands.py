@@ -22,8 +22,9 @@ from labeler.job import Outcome, Progress, Row, failures_path, journal_path, run
 from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import need, open_backend
+from labeler.options import Running
 from labeler.projection import Counted, Counting, Projection
-from labeler.wrappers import Meter
+from labeler.spending import Meter
 from prompts.task import load
 
 
@@ -93,7 +94,7 @@ def execute(
             )
         started = time.perf_counter()
         with _bar(total, how.limit, asker.meter) as bar:
-            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, strict=how.strict))
+            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -119,7 +120,7 @@ def project(compile_task: Compile, rows: Iterable[Row | Failure], job: Job) -> t
     backend = open_backend(
         job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach, batch=how.batch
     )
-    counting = Counting(backend, counted)
+    counting = Counting(backend, counted, grouped=not how.batch)
     ask = compile_task(load(job.task), climb(counting, job.options.needs, job.options.votes), job.options)
 
     async def work() -> Projection:
@@ -136,13 +137,12 @@ def _tell(line: str) -> None:
     tqdm.write(line, file=sys.stderr)
 
 
-async def _run(
-    rows: Iterable[Row | Failure], asker: Asker, journal: Journal, bar: Progress, *, strict: bool
-) -> Outcome:
+async def _run(rows: Iterable[Row | Failure], asker: Asker, journal: Journal, bar: Progress, how: Running) -> Outcome:
     """The job, and whoever asks closed after it: connections end in the event loop that opened them."""
-    ask, size, calls = asker.asking(journal), asker.rows, asker.calls
+    ask, whole = asker.asking(journal), how.limit is None
+    sizes = {"batch": asker.rows, "calls": asker.calls}
     try:
-        return await run(rows, ask, journal, bar, batch=size, calls=calls, strict=strict, leave=asker.leave)
+        return await run(rows, ask, journal, bar, **sizes, strict=how.strict, leave=asker.leave, whole=whole)
     finally:
         await asker.close()
 

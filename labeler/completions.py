@@ -23,10 +23,12 @@ class Message(_Part):
 
 class Choice(_Part):
     message: Message = Message()
+    finish_reason: str | None = None
 
 
 class Details(_Part):
     cached_tokens: int | None = None
+    cache_write_tokens: int | None = None
 
 
 class Used(_Part):
@@ -37,6 +39,10 @@ class Used(_Part):
     @property
     def cached(self) -> int:
         return (self.prompt_tokens_details and self.prompt_tokens_details.cached_tokens) or 0
+
+    @property
+    def written(self) -> int:
+        return (self.prompt_tokens_details and self.prompt_tokens_details.cache_write_tokens) or 0
 
 
 class Completion(_Part):
@@ -63,6 +69,15 @@ def first_place(answer: bytes) -> tuple[top.Place, Used]:
     if not tokens:
         raise top.UnusableError("the model refused to answer" if refused else "the answer has no top log-probabilities")
     return top.place(tokens), used
+
+
+def used_of(answer: bytes) -> Used:
+    """What an answer cost of which nothing else may be of use."""
+    try:
+        said: Any = from_json(answer)
+        return Used.model_validate(said.get("usage") or {})
+    except (ValueError, AttributeError):
+        return Used()
 
 
 def _text(token: dict[str, Any]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -16,7 +16,8 @@ from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import Reach, open_backend, open_desk
 from labeler.options import Options, Running
-from labeler.wrappers import Budgeted, Cached, Ended, Meter, Metered
+from labeler.spending import Meter, Spending
+from labeler.wrappers import Cached, Checked, Metered
 from prompts.task import Task, load
 
 
@@ -90,14 +91,13 @@ def _stack(job: Job, meter: Meter, tell: Callable[[str], None]) -> Callable[[Jou
         if job.budget is not None and desk.price is None:
             raise unpriced(job)
         return lambda journal: Batched(desk, meter, job.budget, journal, tell)
-    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach)
-    metered: Backend = Metered(backend, meter)
-    if job.budget is not None:
-        if backend.price is None:
-            raise unpriced(job)
-        metered = Budgeted(metered, meter, job.budget)
-    if how.deadline is not None:
-        metered = Ended(metered, time.monotonic() + how.deadline * 3600)
+    end = None if how.deadline is None else time.monotonic() + how.deadline * 3600
+    spending = Spending(meter, job.budget, end)
+    reach = replace(job.reach, spending=spending)
+    backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=reach)
+    if job.budget is not None and backend.price is None:
+        raise unpriced(job)
+    metered = Checked(Metered(backend, meter), spending)
     return lambda journal: metered if journal is None else Cached(metered, journal)
 
 

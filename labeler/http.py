@@ -7,6 +7,7 @@ long as the request.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
@@ -19,26 +20,42 @@ from pydantic_core import from_json, to_json
 from labeler.attempts import AgainError, Attempts, RefusedError
 from labeler.backend import BackendError, Failed
 from labeler.options import Limits
+from labeler.spending import Spending
 
 T = TypeVar("T")
 M = TypeVar("M", bound=BaseModel)
 
 THROTTLED = frozenset({408, 429, 503, 529})
 TRANSIENT = frozenset({409, 425})
-BROKE = ("credit balance", "exceeded your current quota")
-TOO_LONG = ("maximum context length", "prompt is too long", "exceed context limit")
+TOO_LONG = (
+    *("maximum context length", "prompt is too long", "exceed context limit", "exceeds the available context size"),
+    *("longer than the model's context length", "longer than the maximum model length"),
+)
 UNSUPPORTED = frozenset({"unsupported_parameter", "unsupported_value"})
+
+
+class GoneError(BackendError):
+    """What is asked about is not there."""
 
 
 class Client:
     """A server behind a base URL. Opens its connections at the first request; `close` in the same event loop."""
 
-    def __init__(self, base_url: str, headers: Mapping[str, str], limits: Limits, *, secret: str = "") -> None:
+    def __init__(
+        self,
+        base_url: str,
+        headers: Mapping[str, str],
+        limits: Limits,
+        *,
+        secret: str = "",
+        spending: Spending | None = None,
+    ) -> None:
         self.base_url = base_url.rstrip("/")
+        self.shown = re.sub("//[^/@]*@", "//", self.base_url)  # without a password
         self._headers = {"content-type": "application/json", **headers}
         self._limits, self._secret = limits, secret
         self._session: aiohttp.ClientSession | None = None
-        self._attempts = Attempts(limits)
+        self._attempts = Attempts(limits, spending or Spending())
 
     async def close(self) -> None:
         if self._session is not None:
@@ -89,15 +106,15 @@ class Client:
         except TimeoutError:
             raise AgainError("timeout", f"no answer within {self._limits.timeout:g} s", throttled=True) from None
         except aiohttp.InvalidURL:
-            raise BackendError(f"--base-url {self.base_url}: is not a URL; expected http://HOST:PORT/v1") from None
+            raise BackendError(f"--base-url {self.shown}: is not a URL; expected http://HOST:PORT/v1") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise AgainError("connection", f"{self.base_url}: {type(error).__name__}: {error}") from None
+            raise AgainError("connection", f"{self.shown}: {type(error).__name__}: {error}") from None
 
     def _meaning(self, status: int, headers: Mapping[str, str], body: bytes) -> Exception:
         kind, message = said(body)
         if self._secret:
             message = message.replace(self._secret, "***")
-        return meaning(self.base_url, status, headers, kind, message)
+        return meaning(self.shown, status, headers, kind, message)
 
 
 def _proxy(url: str) -> str | None:
@@ -108,6 +125,7 @@ def _proxy(url: str) -> str | None:
 
 def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, message: str) -> Exception:
     """What an error, with a status above 399, means for this request, for the pace and for the job."""
+    message = message[:300]
     text = f"{where}: status {status}" + (f": {message}" if message else "")
     if "logprobs" in message and status < 500:
         return BackendError(f"{text}; --needs votes does without log-probabilities")
@@ -115,10 +133,10 @@ def meaning(where: str, status: int, headers: Mapping[str, str], kind: str, mess
         return BackendError(f"{text}; the model does not take what every request of this job has")
     if status in {401, 403}:
         return BackendError(f"{where}: the key was refused (status {status}); check the key and its rights")
-    if status == 402 or kind == "insufficient_quota" or any(words in message for words in BROKE):
+    if status == 402 or kind == "insufficient_quota" or "credit balance" in message:
         return BackendError(f"{text}; nothing more can be asked with this account")
     if status == 404:
-        return BackendError(f"{text}; check --model and --base-url")
+        return GoneError(f"{text}; check --model and --base-url")
     if status in THROTTLED:
         reason = "rate_limit" if status == 429 else "overloaded"
         return AgainError(reason, text, throttled=True, after=retry_after(headers))
@@ -137,7 +155,7 @@ def said(body: bytes | object) -> tuple[str, str]:
         return "", ""
     error = told.error if isinstance(told.error, _Reason) else told
     text = told.error if isinstance(told.error, str) else error.message or ""
-    return str(error.code or error.type or ""), " ".join(text.split())[:300]
+    return str(error.code or error.type or ""), " ".join(text.split())
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

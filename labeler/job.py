@@ -66,10 +66,12 @@ async def run(
     calls: int,
     strict: bool = False,
     leave: bool = False,
+    whole: bool = True,
 ) -> Outcome:
     """Ask about every row that the journal does not have. Raises StrictError at the first bad row under `strict`.
 
-    `leave` says that calls need not be waited for when the job is stopped: their answers can be fetched later.
+    `leave` says that calls need not be waited for when the job is stopped: their answers can be fetched later. `whole`
+    says that these are all rows of the job: answers to parts of others need not be kept.
     """
     tally = _Tally(progress)
 
@@ -87,7 +89,7 @@ async def run(
                 waiting = waiting[batch:]
         if waiting:
             await window.start(one, waiting)
-    if not tally.failed:
+    if not tally.failed and whole:
         journal.forget_answers()
     return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
 

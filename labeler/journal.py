@@ -168,7 +168,7 @@ class Journal:
             self._db.execute("INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?, ?)", row)
         self._batches[batch.tag] = batch
 
-    def name_batch(self, tag: str, name: str) -> None:
+    def name_batch(self, tag: str, name: str | None) -> None:
         """Note what the provider calls it."""
         with self._guarded(), self._transaction():
             self._db.execute("UPDATE batches SET name = ? WHERE tag = ?", [name, tag])

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.records import hashed
 from labeler.backend import Backend, BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, only
 from labeler.options import Rung
 from labeler.wrappers import Around
@@ -16,6 +17,9 @@ from prompts import answers
 
 WORDS = 16
 """Tokens of a vote: enough for "Preferred Response=2", too few for a text."""
+
+NO_VOTE = frozenset({"refusal", "unparsable", "cut_off"})
+"""Failures of a single vote that leave the others as they are."""
 
 NUMBERS = 256
 """Tokens of a JSON object with a number for each option."""
@@ -72,13 +76,16 @@ def climb(backend: Backend, needs: Rung | None, votes: int) -> Backend:
 
 
 def _vote(request: Choose, number: int) -> Write:
-    return Write(request.prompt, WORDS, temperature=1.0, seed=number, instruction=only(request.options))
+    # Of its own for each question: with the same numbers everywhere, the luck of a draw would be that of all rows.
+    seed = int(hashed([str(number), request.prompt.plain()], 12), 16)
+    return Write(request.prompt, WORDS, temperature=1.0, seed=seed, instruction=only(request.options))
 
 
 def _counted(request: Choose, found: Sequence[Text | Failed]) -> Likelihoods | Failed:
     texts = [each for each in found if isinstance(each, Text)]
-    if len(texts) < len(found):
-        return next(each for each in found if isinstance(each, Failed))
+    lost = [each for each in found if isinstance(each, Failed)]
+    if not texts or any(each.reason not in NO_VOTE for each in lost):
+        return lost[0]
     chosen = [answers.choice(each.text, request.options) for each in texts]
     counts = [chosen.count(at) for at in range(len(request.options))]
     if not sum(counts):

@@ -19,6 +19,7 @@ from labeler.http import meaning
 from labeler.openai import Chat, OpenAIBackend, Server
 from labeler.options import Limits
 from labeler.prices import Price
+from labeler.spending import Spending
 
 T = TypeVar("T")
 
@@ -31,9 +32,11 @@ UNHEATED = frozenset({"anthropic"})
 class _Transport:
     """`litellm.acompletion` as the way to a model; its own tries are off."""
 
-    def __init__(self, litellm: Any, base_url: str | None, limits: Limits, secrets: tuple[str, ...]) -> None:
+    def __init__(
+        self, litellm: Any, base_url: str | None, limits: Limits, secrets: tuple[str, ...], spending: Spending
+    ) -> None:
         self._litellm, self._base_url, self._limits, self._secrets = litellm, base_url, limits, secrets
-        self._attempts = Attempts(limits)
+        self._attempts = Attempts(limits, spending)
 
     async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed:
         async def attempt() -> T:
@@ -69,14 +72,22 @@ class _Transport:
         else:
             kind = str(getattr(error, "code", None) or "")
         message = str(getattr(error, "message", error))
+        if getattr(error, "llm_provider", "") == "openai" and "exceeded your current quota" in message:
+            kind = "insufficient_quota"  # LiteLLM does not pass the code on; other providers say so of a minute's limit
         for secret in self._secrets:
             message = message.replace(secret, "***")
         headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
-        return meaning("litellm", status, headers, kind, " ".join(message.split())[:300])
+        return meaning("litellm", status, headers, kind, " ".join(message.split()))
 
 
 def open_litellm(
-    model: str, *, base_url: str | None, secrets: tuple[str, ...], limits: Limits, price: Price | None
+    model: str,
+    *,
+    base_url: str | None,
+    secrets: tuple[str, ...],
+    limits: Limits,
+    price: Price | None,
+    spending: Spending | None = None,
 ) -> OpenAIBackend:
     """`PROVIDER/NAME` as LiteLLM writes it. Raises BackendError."""
     for table in ("MODEL_COST_MAP", "ANTHROPIC_BETA_HEADERS"):  # nothing is downloaded
@@ -99,7 +110,7 @@ def open_litellm(
     server = Server(reasoning=thinks, logprobs=logprobs, sampling=sampling)
     chat = Chat(model, server, price or _price(litellm, model))
     identity = f"litellm:{model}" + (f"@{base_url}" if base_url else "")
-    transport = _Transport(litellm, base_url, limits, secrets)
+    transport = _Transport(litellm, base_url, limits, secrets, spending or Spending())
     return OpenAIBackend(f"litellm:{model}", identity, chat, transport, limits, samples="n" in supported)
 
 

@@ -15,14 +15,18 @@ from functools import cached_property
 from importlib import import_module
 from typing import Any
 
+from data.records import Failure
 from labeler.backend import BackendError
 from labeler.here import Compile, Compiled, Here, Job, unpriced
 from labeler.job import Ask, Result
 from labeler.journal import Journal
-from labeler.wrappers import Meter, check_budget
+from labeler.spending import Meter, Spending
 
 AHEAD = 2
 """Pieces that a worker has in hand: one to ask about, one to go on with."""
+
+LIVES = 3
+"""How often a piece is asked again whose worker died."""
 
 MOST_AHEAD = 16
 
@@ -77,7 +81,7 @@ class OnRay:
     def __init__(self, compile_task: Compile, job: Job) -> None:
         how = job.running
         self.meter = Meter()
-        self._budget = job.budget
+        self._spending = Spending(self.meter, job.budget)
         self._ray: Any = import_module("ray")
         if not self._ray.is_initialized():
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told that it runs
@@ -85,10 +89,10 @@ class OnRay:
             self._ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
         own = replace(job, budget=None, running=replace(how, deadline=None))
         needs = {"num_cpus": how.worker_cpus, "num_gpus": how.worker_gpus}
-        actor = self._ray.remote(max_restarts=-1, max_task_retries=-1, max_concurrency=MOST_AHEAD, **needs)(_Worker)
+        actor = self._ray.remote(max_restarts=-1, max_task_retries=LIVES, max_concurrency=MOST_AHEAD, **needs)(_Worker)
         self._workers = [actor.remote(compile_task, own) for _ in range(how.workers)]
         self._in_hand = dict.fromkeys(range(how.workers), 0)
-        about = self._first()
+        about = self._agreed()
         if job.budget is not None and not about.priced:
             raise unpriced(job)
         self.digest = about.digest
@@ -104,23 +108,29 @@ class OnRay:
             self._ray.kill(worker)
 
     async def _ask(self, rows: Sequence[Any]) -> Sequence[Result]:
-        if self._budget is not None:
-            check_budget(self._budget, self.meter)
+        self._spending.check()
         place = min(self._in_hand, key=self._in_hand.__getitem__)
         self._in_hand[place] += 1
         try:
             found, new = await self._workers[place].ask.remote(rows)
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
+        except self._ray.exceptions.RayActorError:
+            message = f"the worker died {LIVES + 1} times with this row, or one of the {len(rows)} with it"
+            return [Failure(id=row.id, stage="ask", reason="worker_died", message=message) for row in rows]
         finally:
             self._in_hand[place] -= 1
         self.meter.add(new)
         return found
 
-    def _first(self) -> _About:
+    def _agreed(self) -> _About:
+        """What all workers say of their model; labels of different ones would stand under one name."""
         try:
-            return self._ray.get(self._workers[0].about.remote())
+            told = self._ray.get([worker.about.remote() for worker in self._workers])
         except self._ray.exceptions.RayTaskError as error:
             raise error.cause from None
         except self._ray.exceptions.RayError as error:
             raise BackendError(f"--engine ray: a worker cannot start: {' '.join(str(error).split())[-300:]}") from None
+        if len({about.digest for about in told}) > 1:
+            raise BackendError("--engine ray: the workers have different models; give --dtype, or look at their files")
+        return told[0]

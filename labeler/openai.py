@@ -22,11 +22,12 @@ from pydantic_core import to_json
 from labeler import top
 from labeler.attempts import AgainError, RefusedError
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write, only, together
-from labeler.completions import Completion, Models, Used, first_place
+from labeler.completions import Choice, Completion, Models, Used, first_place, used_of
 from labeler.http import Client, parsed
 from labeler.options import Limits
 from labeler.prices import Price
 from labeler.remote import RemoteBackend, timed, tokens
+from labeler.spending import Spending
 from prompts.render import Prompt
 
 T = TypeVar("T")
@@ -93,10 +94,10 @@ class Chat:
         try:
             tops, used = first_place(answer)
         except top.UnusableError as error:
-            raise AgainError("unparsable", str(error)) from None
+            raise AgainError("unparsable", str(error), usage=self._usage(used_of(answer))) from None
         if options and not any(option.encode() in tops for option in options) and not (blank and BLANK in tops):
             message = f"none of the options {', '.join(options)} is among the {len(tops)} likeliest tokens"
-            raise AgainError("unparsable", message)
+            raise AgainError("unparsable", message, usage=self._usage(used))
         return tops, self._usage(used)
 
     def write(self, request: Write, count: int = 1) -> dict[str, Any]:
@@ -120,18 +121,22 @@ class Chat:
             body["top_k"] = request.top_k
         return body
 
-    def written(self, answer: bytes) -> list[Text]:
-        """The samples; the first has what the prompt cost. Raises AgainError or RefusedError."""
+    def longest(self, request: Choose | Write) -> int:
+        """The most tokens that an answer can have."""
+        most = request.max_tokens if isinstance(request, Write) else 1
+        return most + THINKING if self.server.reasoning else most
+
+    def written(self, answer: bytes) -> list[Text | Failed]:
+        """The samples; the first has what the prompt cost. Raises AgainError or RefusedError where none is a text."""
         said = parsed(Completion, answer)
-        usage, count = self._usage(said.usage or Used()), len(said.choices)
-        texts: list[Text] = []
-        for choice in said.choices:
-            if choice.message.refusal:
-                raise RefusedError("refusal", "the model refused to answer")
-            if choice.message.content is None:
-                raise AgainError("unparsable", "the answer has no text")
-            texts.append(Text(choice.message.content, Usage()))
-        return [replace(text, usage=part) for text, part in zip(texts, _parts(usage, count), strict=True)]
+        usage = self._usage(said.usage or Used())
+        parts = _parts(usage, len(said.choices))
+        found = [_text(choice, part) for choice, part in zip(said.choices, parts, strict=True)]
+        failed = [each for each in found if isinstance(each, Failed)]
+        if len(failed) == len(found):
+            kind = AgainError if failed[0].reason == "unparsable" else RefusedError
+            raise kind(failed[0].reason, failed[0].message, usage=usage)
+        return found
 
     def _begun(self, prompt: Prompt, instruction: str, *, continues: bool) -> dict[str, Any]:
         system = {"role": "system", "content": prompt.system}
@@ -145,7 +150,7 @@ class Chat:
     def _usage(self, used: Used) -> Usage:
         usd = None
         if self.price is not None:
-            usd = self.price.usd(used.prompt_tokens, used.completion_tokens, cached=used.cached)
+            usd = self.price.usd(used.prompt_tokens, used.completion_tokens, cached=used.cached, written=used.written)
         return Usage(used.prompt_tokens, used.completion_tokens, usd)
 
 
@@ -290,13 +295,24 @@ class OpenAIBackend(RemoteBackend):
             first: list[Text | Failed] = [found] * count
         else:
             self.samples = self.samples if len(found) >= count else 1
-            first = [timed(text, started) for text in found[:count]]
+            first = [each if isinstance(each, Failed) else timed(each, started) for each in found[:count]]
         rest = requests[len(first) :]
         pieces = [rest[at : at + self.samples] for at in range(0, len(rest), self.samples)]
         return [*first, *chain.from_iterable(await together(self._sample, pieces))]
 
     async def _ask(self, request: Choose | Write, body: Mapping[str, Any], read: Callable[[bytes], T]) -> T | Failed:
         return await self._transport.ask(body, read, tokens(request))
+
+
+def _text(choice: Choice, usage: Usage) -> Text | Failed:
+    message = choice.message
+    if message.refusal:
+        return Failed("refusal", "the model refused to answer")
+    if message.content is None:
+        return Failed("unparsable", "the answer has no text")
+    if not message.content and choice.finish_reason == "length":
+        return Failed("cut_off", "the model used up its tokens before it answered")
+    return Text(message.content, usage)
 
 
 def _parts(usage: Usage, count: int) -> list[Usage]:
@@ -317,14 +333,20 @@ def _answered(prompt: Prompt, text: str) -> Prompt:
 
 
 def open_openai(
-    model: str, *, base_url: str | None, key: str | None, limits: Limits, price: Price | None
+    model: str,
+    *,
+    base_url: str | None,
+    key: str | None,
+    limits: Limits,
+    price: Price | None,
+    spending: Spending | None = None,
 ) -> OpenAIBackend:
     """Look at the server's models, which costs nothing, then make the backend. Raises BackendError."""
     official = base_url is None
     if official and not key:
         raise BackendError(f"openai:{model} needs a key in OPENAI_API_KEY, or --base-url for a server of your own")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    client = Client(base_url or OFFICIAL, headers, limits, secret=key or "")
+    client = Client(base_url or OFFICIAL, headers, limits, secret=key or "", spending=spending)
     server = asyncio.run(_look(client, model, official=official))
     name = f"openai:{model}"
     identity = name if official else f"{name}@{client.base_url}"
@@ -335,13 +357,13 @@ async def _look(client: Client, model: str, *, official: bool) -> Server:
     try:
         listed = parsed(Models, await client.get("/models")).data
     except (AgainError, RefusedError) as error:
-        raise BackendError(f"--base-url {client.base_url}: {error.message}; is a server running there?") from None
+        raise BackendError(f"--base-url {client.shown}: {error.message}; is a server running there?") from None
     finally:
         await client.close()
     continues = any(each.owned_by in CONTINUING for each in listed)
     names = [each.id for each in listed]
     if names and model not in names and (official or continues):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise BackendError(f"--model openai:{model}: {client.base_url} has no such model; it has {shown}")
+        raise BackendError(f"--model openai:{model}: {client.shown} has no such model; it has {shown}")
     reasoning = not continues and REASONING.match(model) is not None
     return Server(continues, official, reasoning, logprobs=not reasoning)

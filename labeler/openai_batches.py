@@ -10,7 +10,8 @@ from pydantic_core import from_json, to_json
 
 from labeler.attempts import AgainError
 from labeler.backend import BackendError, Choose, Likelihoods, Text
-from labeler.batches import Lost, Request, Row
+from labeler.batches import FULL, Lost, Request, Row
+from labeler.http import GoneError
 from labeler.journal import OpenBatch
 from labeler.openai import PATH, Chat
 from labeler.options import Limits
@@ -18,9 +19,6 @@ from labeler.sdk import Sdk
 
 DOWNLOADS = 3
 """How often results are fetched that end in the middle of a line."""
-
-FULL = 60.0
-"""Seconds until a batch is tried again for which the account's queue has no room."""
 
 TAG = "rlaif"
 
@@ -39,8 +37,15 @@ class OpenAIDesk:
         body = self._chat.choose(request) if isinstance(request, Choose) else self._chat.write(request)
         return {"custom_id": key, "method": "POST", "url": f"/v1{PATH}", "body": body}
 
+    def longest(self, request: Request) -> int:
+        return self._chat.longest(request)
+
     def read(self, options: Sequence[str] | None, answer: bytes) -> Likelihoods | Text:
-        return self._chat.written(answer)[0] if options is None else self._chat.chosen(options, answer)
+        if options is not None:
+            return self._chat.chosen(options, answer)
+        (text,) = self._chat.written(answer)[:1]
+        assert isinstance(text, Text), "one sample that is no text raises"
+        return text
 
     async def submit(self, entries: Sequence[Mapping[str, Any]], tag: str) -> str:
         content = b"\n".join(map(to_json, entries))
@@ -67,7 +72,10 @@ class OpenAIDesk:
         return await self._sdk.call(look)
 
     async def results(self, name: str) -> list[Row] | Lost | None:
-        batch = await self._sdk.call(lambda: self._client.batches.retrieve(name))
+        try:
+            batch = await self._sdk.call(lambda: self._client.batches.retrieve(name))
+        except GoneError as error:
+            return Lost(AgainError("gone", str(error)))
         if batch.status == "failed":
             return _failed(name, [(each.code, each.message) for each in (batch.errors and batch.errors.data) or ()])
         if batch.status not in {"completed", "expired", "cancelled"}:

@@ -10,6 +10,7 @@ from labeler.backend import Backend, BackendError
 from labeler.batches import Desk
 from labeler.options import Limits
 from labeler.prices import Price, listed
+from labeler.spending import Spending
 
 LISTING = """\
 local:smollm2          SmolLM2-135M-Instruct, embedded: offline, on a CPU; far too small to be trusted
@@ -31,6 +32,7 @@ class Reach:
     keys: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
     limits: Limits = field(default_factory=Limits)
     price: Price | None = None
+    spending: Spending = field(default_factory=Spending)
 
 
 def open_backend(
@@ -63,6 +65,7 @@ def open_backend(
                 base_url=reach.base_url,
                 key=reach.keys.get("openai"),
                 limits=reach.limits,
+                spending=reach.spending,
                 price=reach.price or (listed("openai", rest, batch=batch) if reach.base_url is None else None),
             )
         case "anthropic":
@@ -74,6 +77,7 @@ def open_backend(
                 base_url=reach.base_url,
                 key=reach.keys.get("anthropic"),
                 limits=reach.limits,
+                spending=reach.spending,
                 price=reach.price or listed("anthropic", rest, batch=batch),
             )
         case "litellm":
@@ -86,6 +90,7 @@ def open_backend(
                 base_url=reach.base_url,
                 secrets=tuple(reach.keys.values()),
                 limits=reach.limits,
+                spending=reach.spending,
                 price=reach.price,
             )
         case "fake":

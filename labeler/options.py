@@ -107,6 +107,10 @@ class Running:
             raise RlaifError("--workers must be at least 1, --worker-cpus and --worker-gpus not below 0")
         if self.engine == "ray" and (self.batch or self.deadline is not None):
             raise RlaifError("--engine ray cannot be combined with --batch or --deadline")
+        if self.batch and self.deadline is not None:
+            raise RlaifError(
+                "--deadline is for requests; a --batch can be left at any time, it goes on at the provider"
+            )
         if self.dry_run is not None and self.dry_run < 1:
             raise RlaifError(f"--dry-run {self.dry_run}: expected at least 1 row")
         if self.deadline is not None and not self.deadline > 0:
@@ -149,3 +153,7 @@ class Remote:
     """USD for this run: no request starts once so much is spent; at most what is in flight then goes beyond."""
     price: str | None = None
     """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know the model."""
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and not 0 < self.budget < math.inf:
+            raise RlaifError(f"--budget {self.budget:g}: expected more than 0 USD")

@@ -39,9 +39,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class Counting(Around):
-    """Answers without asking: even likelihoods, texts of the greatest length; and counts."""
+    """Answers without asking: even likelihoods, texts of the greatest length; and counts. `grouped` says that samples
+    of a prompt are one request where the backend can do that."""
 
     counted: Counted
+    grouped: bool = True
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
         even = [Likelihoods((-1.0,) * len(request.options)) for request in requests]
@@ -51,9 +53,8 @@ class Counting(Around):
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
         kinds = Counter(replace(request, seed=0) for request in requests)
         for request, samples in kinds.items():
-            asked = -(
-                -samples // self.inner.samples
-            )  # a request may ask for several samples, and reads its prompt once
+            most = self.inner.samples if self.grouped else 1
+            asked = -(-samples // most)  # a request may ask for several samples, and reads its prompt once
             await self._count([request] * asked, _written(request) * samples // asked)
         return [Text("1" if each.instruction else PLACEHOLDER * each.max_tokens) for each in requests]
 
@@ -122,8 +123,9 @@ async def project(
                 usage.tokens_out - before[1].tokens_out,
             )
         )
-    requests, tokens_in, tokens_out = (
-        _extrapolated([_length(row) for row in kept], [each[at] for each in told], lengths) for at in range(3)
+    requests = round(len(lengths) * sum(each[0] for each in told) / len(told))
+    tokens_in, tokens_out = (
+        _extrapolated([_length(row) for row in kept], [each[at] for each in told], lengths) for at in (1, 2)
     )
     usd = None if backend.price is None else backend.price.usd(tokens_in, tokens_out)
     return Projection(len(lengths), len(kept), requests, tokens_in, tokens_out, usd, backend.counted.exact)
@@ -152,4 +154,5 @@ def _extrapolated(lengths: Sequence[int], told: Sequence[int], every: Sequence[i
     """The sum over all rows of a straight line in their length, through what was counted."""
     x, y = np.array(lengths, float), np.array(told, float)
     slope = float(np.cov(x, y, bias=True)[0, 1] / x.var()) if x.var() > 0 else 0.0
+    slope = min(max(slope, 0.0), y.mean() / max(x.mean(), 1.0))  # what all prompts have in common is not below nothing
     return round(len(every) * y.mean() + slope * (sum(every) - len(every) * x.mean()))

@@ -53,7 +53,8 @@ class Sdk:
     def _meaning(self, error: Exception) -> Exception:
         status: Any = getattr(error, "status_code", None)
         if not isinstance(status, int):
-            if type(error).__name__ not in {"APIConnectionError", "APITimeoutError"}:
+            transport = type(error).__module__.split(".")[0].rstrip("2") in {"httpx", "httpcore"}
+            if not transport and type(error).__name__ not in {"APIConnectionError", "APITimeoutError"}:
                 return error
             return AgainError("connection", f"{self._where}: {type(error).__name__}: {error}")
         kind, message = said(getattr(error, "body", None))

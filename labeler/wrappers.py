@@ -1,16 +1,15 @@
-"""What stands around a backend: a cache and a meter, with the same protocol. labeler/commands.py stacks them."""
+"""What stands around a backend: a cache and a meter, with the same protocol. labeler/here.py stacks them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from data.errors import RlaifError
 from data.tables import batched
-from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write, request_key, together
+from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Write, request_key, together
 from labeler.prices import Price
+from labeler.spending import Meter, Spending
 
 CHOICES, TEXTS = 256, 16
 """Requests whose answers are kept together: what a kill can cost. A local model takes minutes to write 16 texts."""
@@ -108,24 +107,6 @@ class Cached(Around):
         return [known[key] for key in keys]
 
 
-@dataclass
-class Meter:
-    """What has been asked and what it cost so far."""
-
-    asked: int = 0
-    failed: int = 0
-    usage: Usage = field(default_factory=Usage)
-
-    def add(self, other: Meter) -> None:
-        self.asked += other.asked
-        self.failed += other.failed
-        self.usage += other.usage
-
-    def since(self, before: Meter) -> Meter:
-        """What has been counted since then."""
-        return Meter(self.asked - before.asked, self.failed - before.failed, self.usage - before.usage)
-
-
 @dataclass(frozen=True)
 class Metered(Around):
     """Counts what goes through: put it inside of the cache to count what is really asked."""
@@ -151,57 +132,16 @@ class Metered(Around):
                 self.meter.usage += answer.usage
 
 
-class DeadlineError(RlaifError):
-    """The job has run for as long as it may; what was answered is in the journal."""
-
-
 @dataclass(frozen=True)
-class Ended(Around):
-    """Stops the job before a request once `end`, by time.monotonic, has passed."""
+class Checked(Around):
+    """Looks before each call whether the job may go on; what asks a server looks again before each request."""
 
-    end: float
+    spending: Spending
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        self._check()
+        self.spending.check()
         return await self.inner.likelihoods(requests)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        self._check()
+        self.spending.check()
         return await self.inner.texts(requests)
-
-    def _check(self) -> None:
-        if time.monotonic() >= self.end:
-            raise DeadlineError("--deadline has come; what was answered is kept, and the same command goes on there")
-
-
-class BudgetError(RlaifError):
-    """The job has spent what it may; what was answered is in the journal."""
-
-
-def check_budget(usd: float, meter: Meter) -> None:
-    """Raises BudgetError where so much has been spent."""
-    spent = meter.usage.usd or 0.0
-    if spent >= usd:
-        raise BudgetError(
-            f"--budget {usd:g}: this run has spent ${spent:.4f}; what was answered is kept, and the same command goes"
-            " on there, with a budget of its own"
-        )
-
-
-@dataclass(frozen=True)
-class Budgeted(Around):
-    """Stops the job before a request once `meter` has reached `usd`: at most what is in flight then is spent beyond."""
-
-    meter: Meter
-    usd: float
-
-    async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        self._check()
-        return await self.inner.likelihoods(requests)
-
-    async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        self._check()
-        return await self.inner.texts(requests)
-
-    def _check(self) -> None:
-        check_budget(self.usd, self.meter)

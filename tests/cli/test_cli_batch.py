@@ -12,13 +12,15 @@ from typing import Any
 
 import pytest
 import test_cli_openai as other
-from conftest import PROJECT
 from running import Provider
 from test_cli_openai import KEY, nowhere
 
 HANDED_IN = "POST /v1/batches"
 
 it, stand_in = other.it, other.stand_in
+
+
+PROJECT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture

@@ -394,10 +394,14 @@ class TestRefused:
         first, second = asked(opened(it), writes(2))
         assert (first.reason, first.attempts, type(second)) == ("refusal", 1, Text)
 
-    def test_a_refused_vote_fails_its_row(self, it):
+    def test_a_refused_vote_is_none_and_a_question_of_refusals_fails_its_row(self, it):
+        one = replace(LIMITS, in_flight=1)
         it.control(next=[None, "refusal"])
-        first, second = labelled(opened(it, limits=replace(LIMITS, in_flight=1)), comparisons(2), votes=2)
-        assert (first.reason, type(second)) == ("refusal", Label)
+        (found,) = labelled(opened(it, limits=one), comparisons(1), votes=2)
+        assert (found.mass, found.orders[0].votes, found.orders[1].votes) == (0.5, 1, 2)
+        it.control(next=["refusal", "refusal"])
+        (found,) = labelled(opened(it, limits=one), comparisons(1), votes=2)
+        assert found.reason == "refusal"
 
     def test_what_is_no_vote_is_counted_out(self, it):
         it.control(next=[None, "outside"])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -110,10 +111,18 @@ class TestVotes:
     def test_they_are_samples_of_one_question(self):
         backend = says(*"12112")
         found(Voting(backend, 5))
-        assert [each.seed for each in backend.written] == list(range(5))
+        assert len({each.seed for each in backend.written}) == 5
         assert {(each.prompt, each.temperature, each.instruction) for each in backend.written} == {
             (PROMPT, 1.0, "Answer with one of 1, 2 and nothing else.")
         }
+
+    def test_each_question_draws_for_itself_and_always_the_same(self):
+        backend = says(*"1")
+        questions = [Choose(replace(PROMPT, context=text), answers.PAIR) for text in "abab"]
+        asyncio.run(Voting(backend, 2).likelihoods(questions))
+        seeds = [each.seed for each in backend.written]
+        assert len(set(seeds[:4])) == 4
+        assert seeds[:4] == seeds[4:]
 
     def test_each_question_has_its_own(self):
         both = [Choose(PROMPT, answers.PAIR), Choose(PROMPT, ("1", "2", "3"))]
