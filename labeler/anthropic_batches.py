@@ -43,8 +43,10 @@ class AnthropicDesk:
         return self._dialect.written(answer)[0]
 
     async def submit(self, entries: Sequence[Mapping[str, Any]], tag: str) -> str:  # noqa: ARG002
-        batch = await self._sdk.once(lambda: self._client.messages.batches.create(requests=entries))
-        return batch.id
+        async def create() -> str:
+            return (await self._client.messages.batches.create(requests=entries)).id
+
+        return await self._sdk.once(create)
 
     async def find(self, batch: OpenBatch, known: Sequence[str]) -> str | None:
         """Its batches have no names of ours: the newest of this size and time that no other of ours is."""
@@ -61,10 +63,10 @@ class AnthropicDesk:
 
     async def results(self, name: str) -> list[Row] | Lost | None:
         try:
-            batch = await self._sdk.call(lambda: self._client.messages.batches.retrieve(name))
+            status = await self._sdk.call(lambda: self._status(name))
         except GoneError as error:
             return Lost(AgainError("gone", str(error)))
-        if batch.processing_status != "ended":
+        if status != "ended":
             return None
         rows: list[Row] = []
         for _ in range(DOWNLOADS):
@@ -72,6 +74,9 @@ class AnthropicDesk:
             if whole:
                 break
         return rows
+
+    async def _status(self, name: str) -> str:
+        return (await self._client.messages.batches.retrieve(name)).processing_status
 
     async def close(self) -> None:
         await self._client.close()

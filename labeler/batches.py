@@ -36,9 +36,6 @@ TRIES = 8
 MARGIN = 0.95
 """Of what a provider takes in one batch."""
 
-FULL = 60.0
-"""Seconds until a batch is tried again for which the account's queue has no room: that is not a try."""
-
 SEARCHES = (0.2, 2.0)
 """Seconds before each look for a batch of which it is not known whether the provider has it."""
 
@@ -54,11 +51,16 @@ class Row:
     answer: bytes | Exception
 
 
+class SpoiltError(BackendError):
+    """A batch that is wrong as a whole, as the next one would be."""
+
+
 @dataclass(frozen=True)
 class Lost:
-    """A whole batch that came to nothing."""
+    """A whole batch that came to nothing; `full` says that there was no room for it, which is no try."""
 
     error: AgainError | RefusedError
+    full: bool = False
 
 
 class Desk(Protocol):
@@ -136,6 +138,7 @@ class Batched:
     calls: int = 8
     samples: int = 1
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
+    _untried: set[str] = field(default_factory=set[str])
     _foreign: set[str] = field(default_factory=set[str])
     _searching: asyncio.Lock = field(default_factory=asyncio.Lock)
     _most: int = sys.maxsize
@@ -190,7 +193,8 @@ class Batched:
             for key in list(missing):
                 if (error := self._errors.pop(key, None)) is None:
                     continue
-                tries[key] += not (isinstance(error, AgainError) and error.throttled and error.after == FULL)
+                tries[key] += key not in self._untried
+                self._untried.discard(key)
                 if isinstance(error, RefusedError) or tries[key] >= ROUNDS:
                     found[key] = Failed(error.reason, error.message, tries[key])
                     del missing[key]
@@ -284,6 +288,8 @@ class Batched:
 
     async def _collected(self, batch: OpenBatch) -> None:
         """Wait for a batch and store its answers: once, whoever waits."""
+        if batch.tag not in {each.tag for each in self._journal.open_batches()}:
+            return  # somebody else has, since it was seen
         if batch.tag not in self._collecting:
             task = self._collecting[batch.tag] = asyncio.create_task(self._collect(batch))
             task.add_done_callback(lambda _: self._collecting.pop(batch.tag, None))
@@ -298,7 +304,7 @@ class Batched:
                 return
         try:
             found = await self._waited(name, batch)
-        except BackendError:  # what is wrong with all of it: the next run does not meet it again
+        except SpoiltError:  # the next run shall not meet it again
             self._journal.close_batch(batch.tag)
             raise
         if found and batch.keys.isdisjoint(row.key for row in found):
@@ -351,8 +357,10 @@ class Batched:
                     self.tell(f"batch {name}: cannot be seen just now, still looking: {error.message}")
                 blind = True
             if isinstance(found, Lost):
-                if getattr(found.error, "after", None) == FULL and len(self._journal.open_batches()) == 1:
-                    self._most = max(1, len(batch.keys) // 2)  # nothing else is in the queue: this was too large for it
+                if found.full:
+                    self._untried |= batch.keys
+                    if len(self._journal.open_batches()) == 1:
+                        self._most = max(1, len(batch.keys) // 2)  # nothing else is in the queue: this was too large
                 self._errors.update(dict.fromkeys(batch.keys, found.error))
                 await asyncio.sleep(getattr(found.error, "after", None) or 0)
                 return []

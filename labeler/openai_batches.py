@@ -9,8 +9,8 @@ from typing import Any, cast
 from pydantic_core import from_json, to_json
 
 from labeler.attempts import AgainError
-from labeler.backend import BackendError, Choose, Likelihoods, Text
-from labeler.batches import FULL, Lost, Request, Row
+from labeler.backend import Choose, Likelihoods, Text
+from labeler.batches import Lost, Request, Row, SpoiltError
 from labeler.http import GoneError
 from labeler.journal import OpenBatch
 from labeler.openai import PATH, Chat
@@ -18,7 +18,10 @@ from labeler.options import Limits
 from labeler.sdk import Sdk
 
 DOWNLOADS = 3
-"""How often results are fetched that end in the middle of a line."""
+"""How often results are fetched that are empty, or end in the middle of a line."""
+
+FULL = 60.0
+"""Seconds until a batch is handed in again for which the account's queue has no room."""
 
 TAG = "rlaif"
 
@@ -49,15 +52,16 @@ class OpenAIDesk:
 
     async def submit(self, entries: Sequence[Mapping[str, Any]], tag: str) -> str:
         content = b"\n".join(map(to_json, entries))
-        file = await self._sdk.call(
-            lambda: self._client.files.create(file=("requests.jsonl", content), purpose="batch")
-        )
-        batch = await self._sdk.once(
-            lambda: self._client.batches.create(
-                input_file_id=file.id, endpoint=f"/v1{PATH}", completion_window="24h", metadata={TAG: tag}
-            )
-        )
-        return batch.id
+
+        async def upload() -> str:
+            return (await self._client.files.create(file=("requests.jsonl", content), purpose="batch")).id
+
+        async def create() -> str:
+            about = {"endpoint": f"/v1{PATH}", "completion_window": "24h", "metadata": {TAG: tag}}
+            return (await self._client.batches.create(input_file_id=file, **about)).id
+
+        file = await self._sdk.call(upload)
+        return await self._sdk.once(create)
 
     async def find(self, batch: OpenBatch, known: Sequence[str]) -> str | None:  # noqa: ARG002
         async def look() -> str | None:
@@ -73,15 +77,19 @@ class OpenAIDesk:
 
     async def results(self, name: str) -> list[Row] | Lost | None:
         try:
-            batch = await self._sdk.call(lambda: self._client.batches.retrieve(name))
+            batch, status = await self._sdk.call(lambda: self._state(name))
         except GoneError as error:
             return Lost(AgainError("gone", str(error)))
-        if batch.status == "failed":
+        if status == "failed":
             return _failed(name, [(each.code, each.message) for each in (batch.errors and batch.errors.data) or ()])
-        if batch.status not in {"completed", "expired", "cancelled"}:
+        if status not in {"completed", "expired", "cancelled"}:
             return None
         files = [each for each in (batch.output_file_id, batch.error_file_id) if each]
         return [row for file in files for row in self._rows(await self._lines(file))]
+
+    async def _state(self, name: str) -> tuple[Any, str]:
+        batch = await self._client.batches.retrieve(name)
+        return batch, batch.status
 
     async def close(self) -> None:
         await self._client.close()
@@ -91,7 +99,7 @@ class OpenAIDesk:
         for _ in range(DOWNLOADS):
             content = await self._sdk.call(lambda: self._client.files.content(file))
             lines = content.content.splitlines()
-            if not lines or _parsed(lines[-1]) is not None:
+            if lines and _parsed(lines[-1]) is not None:
                 break
         return lines
 
@@ -121,11 +129,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _failed(name: str, errors: Sequence[tuple[str | None, str | None]]) -> Lost:
-    """Raises BackendError: what is wrong with a whole file is wrong with the next one too, but a queue empties."""
+    """Raises SpoiltError: what is wrong with a whole file is wrong with the next one too, but a queue empties."""
     code, message = errors[0] if errors else (None, None)
     if code == "token_limit_exceeded":
-        return Lost(AgainError("rate_limit", f"batch {name}: {message}", throttled=True, after=FULL))
-    raise BackendError(f"batch {name} failed: {message or 'no reason was given'}")
+        return Lost(AgainError("rate_limit", f"batch {name}: {message}", throttled=True, after=FULL), full=True)
+    raise SpoiltError(f"batch {name} failed: {message or 'no reason was given'}")
 
 
 def open_desk(name: str, identity: str, chat: Chat, base_url: str, limits: Limits, key: str) -> OpenAIDesk:

@@ -18,6 +18,10 @@ CHARACTERS = 4
 """Of one token, roughly: for what must be known before an answer tells how many they were."""
 
 
+AROUND = 16
+"""Tokens of a chat around the texts: roles, and what a model is told about its answer."""
+
+
 class RemoteBackend(ABC):
     """Asks about each request by itself; the server's pace alone decides how many are in flight."""
 
@@ -52,7 +56,7 @@ def tokens(request: Choose | Write) -> int:
     """About so many a request has, with the most that its answer may have."""
     prompt = request.prompt
     told = sum(map(len, (prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer)))
-    return told // CHARACTERS + (request.max_tokens if isinstance(request, Write) else 1)
+    return told // CHARACTERS + AROUND + (request.max_tokens if isinstance(request, Write) else 1)
 
 
 def timed(answer: A, started: float) -> A:

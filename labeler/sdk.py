@@ -47,10 +47,13 @@ class Sdk:
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         if isinstance(error, AgainError) and error.after is not None:
-            return min(error.after, self._limits.longest_wait)
+            return error.after
         return BACKOFF(state)
 
     def _meaning(self, error: Exception) -> Exception:
+        # Where an SDK cannot read an answer it may give its text, which has nothing of what is looked for.
+        if isinstance(error, ValueError | AttributeError) or type(error).__name__ == "APIResponseValidationError":
+            return AgainError("unparsable", f"{self._where}: an answer that cannot be read")
         status: Any = getattr(error, "status_code", None)
         if not isinstance(status, int):
             transport = type(error).__module__.split(".")[0].rstrip("2") in {"httpx", "httpcore"}
@@ -59,7 +62,10 @@ class Sdk:
             return AgainError("connection", f"{self._where}: {type(error).__name__}: {error}")
         kind, message = said(getattr(error, "body", None))
         headers: Mapping[str, str] = getattr(getattr(error, "response", None), "headers", {})
-        return meaning(self._where, status, headers, kind, self._hidden(message))
+        found = meaning(self._where, status, headers, kind, self._hidden(message))
+        if isinstance(found, AgainError) and found.after is not None:
+            found.after = min(found.after, self._limits.longest_wait)
+        return found
 
     def _hidden(self, message: str) -> str:
         return message.replace(self._secret, "***") if self._secret else message

@@ -117,7 +117,7 @@ class TestVotes:
         }
 
     def test_each_question_draws_for_itself_and_always_the_same(self):
-        backend = says(*"1")
+        backend = says(*"11111111")
         questions = [Choose(replace(PROMPT, context=text), answers.PAIR) for text in "abab"]
         asyncio.run(Voting(backend, 2).likelihoods(questions))
         seeds = [each.seed for each in backend.written]
