@@ -81,9 +81,9 @@ def choice(text: str, options: Sequence[str]) -> int | None:
     return options.index(found[1]) if found and found[1] in options else None
 
 
-_ANSWER = (
-    r"\W*(?:(?:the|my|preferred|better)\s+)*(?:(?:response|summary|answer|option|score|rating|boxed)\W*(?:is\W+)?)?(\d+)\W*"
-)
+_LEAD = r"\W*(?:(?:the|my|preferred|better)\s+)*"
+_NOUN = r"(?:(?:response|summary|answer|option|score|rating|boxed)\W*(?:is\W+)?)?"
+_ANSWER = rf"{_LEAD}{_NOUN}(\d+)\W*"
 
 
 def stated(text: str, options: Sequence[str]) -> tuple[float, ...] | None:
