@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
-from pydantic_core import to_json
 
 from labeler.attempts import AgainError, RefusedError
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Usage, Write
@@ -96,7 +95,7 @@ class AnthropicBackend(RemoteBackend):
         return Failed("no_logprobs", f"{self.name} tells no log-probabilities")
 
     async def _write(self, request: Write) -> Text | Failed:
-        body = to_json(self.dialect.write(request))
+        body = self.dialect.write(request)
         async with self._warm.after(_prefixes(request)):
             started = time.perf_counter()
             found = await self._client.ask(PATH, body, tokens(request), self.dialect.written)

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 from pydantic_core import to_json
@@ -139,6 +139,7 @@ class Batched:
     samples: int = 1
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
     _untried: set[str] = field(default_factory=set[str])
+    _naming: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
     _foreign: set[str] = field(default_factory=set[str])
     _searching: asyncio.Lock = field(default_factory=asyncio.Lock)
     _most: int = sys.maxsize
@@ -251,8 +252,13 @@ class Batched:
         keys, told = frozenset(filled.keys), None if options is None else tuple(options)
         batch = OpenBatch(secrets.token_hex(12), None, keys, told, time.time(), filled.cost)
         self._journal.open_batch(batch)
-        name = await self._named(batch, filled.entries)
-        self._journal.name_batch(batch.tag, name)
+        naming = self._naming[batch.tag] = asyncio.Event()
+        try:
+            name = await self._named(batch, filled.entries)
+            self._journal.name_batch(batch.tag, name)
+        finally:
+            del self._naming[batch.tag]
+            naming.set()
         self.tell(f"batch {name}: {len(keys)} requests handed in")
 
     async def _named(self, batch: OpenBatch, entries: Sequence[dict[str, Any]]) -> str:
@@ -296,6 +302,12 @@ class Batched:
         await asyncio.shield(self._collecting[batch.tag])
 
     async def _collect(self, batch: OpenBatch) -> None:
+        if (naming := self._naming.get(batch.tag)) is not None:  # it is being handed in just now
+            await naming.wait()
+        now = [each for each in self._journal.open_batches() if each.tag == batch.tag]
+        if not now:
+            return
+        batch = now[0]
         name = batch.name
         if name is None:  # the client was killed while it handed this in
             name = await self._sought(batch)
@@ -307,11 +319,15 @@ class Batched:
         except SpoiltError:  # the next run shall not meet it again
             self._journal.close_batch(batch.tag)
             raise
-        if found and batch.keys.isdisjoint(row.key for row in found):
+        if batch.name is None and found and batch.keys.isdisjoint(row.key for row in found):
             self._foreign.add(name)  # of another job, of the same size and time: ours may still be there
             self._journal.name_batch(batch.tag, None)
-            await self._collect(replace(batch, name=None))
+            await self._collect(batch)
             return
+        self._keep_all(found, batch)
+
+    def _keep_all(self, found: Sequence[Row], batch: OpenBatch) -> None:
+        """Store a batch's answers and close it. Raises BackendError after that where a row says what stops the job."""
         stop: BackendError | None = None
         seen: set[str] = set()
         for row in found:
@@ -323,10 +339,10 @@ class Batched:
             except BackendError as error:
                 stop = error
         for key in batch.keys - seen:
-            self._errors.setdefault(key, AgainError("missing", f"batch {name} has no answer to this request"))
+            self._errors.setdefault(key, AgainError("missing", f"batch {batch.name} has no answer to this request"))
         self._journal.close_batch(batch.tag)
         good = sum(key not in self._errors for key in seen)
-        self.tell(f"batch {name}: {good} of {len(batch.keys)} requests answered")
+        self.tell(f"batch {batch.name}: {good} of {len(batch.keys)} requests answered")
         if stop is not None:
             raise stop
 

@@ -15,7 +15,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from labeler.attempts import AgainError, Attempts, RefusedError
 from labeler.backend import BackendError, Failed
@@ -78,8 +78,12 @@ class Client:
             return None
         return cast("dict[str, Any]", told) if isinstance(told, dict) else None
 
-    async def ask(self, path: str, body: bytes, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
+    async def ask(self, path: str, asked: object, tokens: int, read: Callable[[bytes], T]) -> T | Failed:
         """Post until `read` makes an answer of what comes back. `read` raises AgainError for answers of no use."""
+        try:
+            body = to_json(asked)
+        except PydanticSerializationError:
+            return Failed("bad_text", "the text has half a character (a lone surrogate), which JSON cannot carry")
 
         url = self.base_url + path
 

@@ -17,7 +17,6 @@ from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-from pydantic_core import to_json
 
 from labeler import top
 from labeler.attempts import AgainError, RefusedError
@@ -170,7 +169,7 @@ class _Http:
         self.close = client.close
 
     async def ask(self, body: Mapping[str, Any], read: Callable[[bytes], T], tokens: int) -> T | Failed:
-        return await self._client.ask(PATH, to_json(body), tokens, read)
+        return await self._client.ask(PATH, body, tokens, read)
 
     async def count(self, body: Mapping[str, Any]) -> int | None:
         """OpenAI's count of input tokens, else vLLM's tokenizer: whichever the server has; both are free."""

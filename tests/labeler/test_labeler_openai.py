@@ -590,3 +590,11 @@ class TestNumbers:
         assert request.prompt.answer not in str(body["messages"])
         (found,) = asked(backend, [request])
         assert answers.stated(found.text, answers.PAIR) is not None
+
+
+def test_half_a_character_fails_its_request_and_no_other(it):
+    broken = replace(pairs(1)[0], prompt=replace(pairs(1)[0].prompt, context="\ud83d lone"))
+    first, second = asked(opened(it), [broken, *pairs(1)])
+    assert isinstance(first, Failed)
+    assert first.reason == "bad_text"
+    assert isinstance(second, Likelihoods)
