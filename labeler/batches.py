@@ -21,7 +21,7 @@ from labeler.attempts import AgainError, RefusedError
 from labeler.backend import BackendError, Choose, Failed, Likelihoods, Text, Write, request_key
 from labeler.journal import Journal, OpenBatch
 from labeler.prices import Price
-from labeler.remote import tokens
+from labeler.remote import prompt_tokens
 from labeler.spending import BudgetError, Meter
 
 Request: TypeAlias = Choose | Write
@@ -140,7 +140,8 @@ class Batched:
     _collecting: dict[str, asyncio.Task[None]] = field(default_factory=dict[str, asyncio.Task[None]])
     _untried: set[str] = field(default_factory=set[str])
     _naming: dict[str, asyncio.Event] = field(default_factory=dict[str, asyncio.Event])
-    _foreign: set[str] = field(default_factory=set[str])
+    _unsure: set[str] = field(default_factory=set[str])
+    _foreign: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
     _searching: asyncio.Lock = field(default_factory=asyncio.Lock)
     _most: int = sys.maxsize
     _errors: dict[str, AgainError | RefusedError] = field(default_factory=dict[str, AgainError | RefusedError])
@@ -232,7 +233,7 @@ class Batched:
     def _cost(self, request: Request) -> float:
         """About what it will cost; 0 where no price is known."""
         price = self.desk.price
-        return 0.0 if price is None else price.usd(tokens(request), self.desk.longest(request))
+        return 0.0 if price is None else price.usd(prompt_tokens(request), self.desk.longest(request))
 
     def _affordable(self, cost: float) -> bool:
         """Whether the budget has room for so much beside what is spent and what all batches under way will cost."""
@@ -284,9 +285,12 @@ class Batched:
         """The provider's name of a batch of ours that it may have, noted at once so that no two find the same."""
         try:
             async with self._searching:
-                known = [each.name for each in self._journal.open_batches() if each.name]
-                name = await self.desk.find(batch, [*known, *self._foreign])
+                named = {each.name for each in self._journal.open_batches() if each.name}
+                known = named - self._unsure  # what another may have found wrongly can still be this one's
+                foreign = [name for tag, name in self._foreign if tag == batch.tag]
+                name = await self.desk.find(batch, [*known, *foreign])
                 if name is not None:
+                    self._unsure.add(name)
                     self._journal.name_batch(batch.tag, name)
                 return name
         except AgainError as error:
@@ -320,7 +324,7 @@ class Batched:
             self._journal.close_batch(batch.tag)
             raise
         if batch.name is None and found and batch.keys.isdisjoint(row.key for row in found):
-            self._foreign.add(name)  # of another job, of the same size and time: ours may still be there
+            self._foreign.add((batch.tag, name))  # of another job, of the same size and time: ours may still be there
             self._journal.name_batch(batch.tag, None)
             await self._collect(batch)
             return

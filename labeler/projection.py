@@ -13,7 +13,7 @@ import numpy as np
 from data.errors import RlaifError
 from data.records import Comparison, Failure, Response
 from labeler.backend import Choose, Failed, Likelihoods, Text, Usage, Write
-from labeler.remote import tokens
+from labeler.remote import prompt_tokens
 from labeler.wrappers import Around
 from prompts.render import Prompt, transcript
 
@@ -64,7 +64,7 @@ class Counting(Around):
             self.counted.exact = self.counted.exact and told is not None
             self.counted.first = self.counted.first or request.prompt
             self.counted.requests += 1
-            self.counted.usage += Usage(tokens(request) if told is None else told, tokens_out)
+            self.counted.usage += Usage(prompt_tokens(request) if told is None else told, tokens_out)
 
 
 def _written(request: Write) -> int:

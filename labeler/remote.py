@@ -52,11 +52,16 @@ class RemoteBackend(ABC):
     async def close(self) -> None: ...
 
 
-def tokens(request: Choose | Write) -> int:
-    """About so many a request has, with the most that its answer may have."""
+def prompt_tokens(request: Choose | Write) -> int:
+    """About so many a request has."""
     prompt = request.prompt
     told = sum(map(len, (prompt.system, prompt.before, prompt.context, prompt.after, prompt.request, prompt.answer)))
-    return told // CHARACTERS + AROUND + (request.max_tokens if isinstance(request, Write) else 1)
+    return told // CHARACTERS + AROUND
+
+
+def tokens(request: Choose | Write) -> int:
+    """The same, with the most that its answer may have."""
+    return prompt_tokens(request) + (request.max_tokens if isinstance(request, Write) else 1)
 
 
 def timed(answer: A, started: float) -> A:
