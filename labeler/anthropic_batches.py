@@ -9,14 +9,11 @@ from typing import Any
 from labeler.anthropic import Messages
 from labeler.attempts import AgainError
 from labeler.backend import Text, Write
-from labeler.batches import Lost, Request, Row
+from labeler.batches import DOWNLOADS, Lost, Request, Row
 from labeler.http import GoneError
 from labeler.journal import OpenBatch
 from labeler.options import Limits
 from labeler.sdk import Sdk
-
-DOWNLOADS = 3
-"""How often results are fetched that end in the middle of a line."""
 
 CLOCKS = 600.0
 """Seconds by which the provider's clock may differ from ours."""

@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 from pydantic_core import to_json
@@ -32,6 +32,9 @@ ROUNDS = 8
 
 TRIES = 8
 """How often a batch is handed in where the provider does not answer."""
+
+DOWNLOADS = 3
+"""How often results are fetched that are empty, or end in the middle of a line."""
 
 MARGIN = 0.95
 """Of what a provider takes in one batch."""
@@ -328,7 +331,7 @@ class Batched:
             self._journal.name_batch(batch.tag, None)
             await self._collect(batch)
             return
-        self._keep_all(found, batch)
+        self._keep_all(found, replace(batch, name=name))
 
     def _keep_all(self, found: Sequence[Row], batch: OpenBatch) -> None:
         """Store a batch's answers and close it. Raises BackendError after that where a row says what stops the job."""

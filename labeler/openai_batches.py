@@ -10,15 +10,12 @@ from pydantic_core import from_json, to_json
 
 from labeler.attempts import AgainError
 from labeler.backend import Choose, Likelihoods, Text
-from labeler.batches import Lost, Request, Row, SpoiltError
+from labeler.batches import DOWNLOADS, Lost, Request, Row, SpoiltError
 from labeler.http import GoneError
 from labeler.journal import OpenBatch
 from labeler.openai import PATH, Chat
 from labeler.options import Limits
 from labeler.sdk import Sdk
-
-DOWNLOADS = 3
-"""How often results are fetched that are empty, or end in the middle of a line."""
 
 FULL = 60.0
 """Seconds until a batch is handed in again for which the account's queue has no room."""

@@ -42,6 +42,7 @@ def open_backend(
 
     Raises BackendError, or ModelError where a local model cannot be loaded.
     """
+    reach = reach or Reach()
     kind, _, rest = name.partition(":")
     if not rest:
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
@@ -59,7 +60,6 @@ def open_backend(
         case "openai":
             from labeler.openai import open_openai
 
-            reach = reach or Reach()
             return open_openai(
                 rest,
                 base_url=reach.base_url,
@@ -71,7 +71,6 @@ def open_backend(
         case "anthropic":
             from labeler.anthropic import open_anthropic
 
-            reach = reach or Reach()
             return open_anthropic(
                 rest,
                 base_url=reach.base_url,
@@ -84,7 +83,6 @@ def open_backend(
             need("litellm", "litellm", "LiteLLM's models")
             from labeler.litellm import open_litellm
 
-            reach = reach or Reach()
             return open_litellm(
                 rest,
                 base_url=reach.base_url,
