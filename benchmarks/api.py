@@ -58,7 +58,7 @@ from prompts.render import Style, pair_question  # noqa: E402
 from prompts.task import load  # noqa: E402
 
 TASK, MODEL, KEY = "summarization", "gpt-4o", "sk-benchmark"
-ROWS, ROUNDS = 6000, 5
+ROWS, ROUNDS = 15_000, 5
 TEXT, RESPONSE = 265, 35
 """Words."""
 LATENCY, IN_FLIGHT = 0.05, 256

@@ -37,11 +37,13 @@ Prompt: TypeAlias = str | tuple[Message, ...]
 
 
 class Vote(Record):
-    """What one rater said of a comparison: the better response's index, or a tie."""
+    """What one rater said of a comparison: the better response's index, or a tie. An AI rater may say how surely: `p`
+    is its probability that response 0 is the better one."""
 
     rater: str = "human"
     choice: Annotated[int, Field(ge=0, strict=True)] | Literal["tie"]
     strength: Strength | None = None
+    p: Probability | None = None
 
 
 class Comparison(Record):
@@ -71,16 +73,19 @@ class Comparison(Record):
 
 
 class Rating(Record):
-    """What one rater said of a single response."""
+    """What one rater said of a single response: harmful or not, a score, or a class in the words of a file."""
 
     rater: str = "human"
     harmful: bool | None = None
     score: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    label: str | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Rating:
-        if (self.harmful is None) == (self.score is None):
-            raise ValueError("ratings: each needs either 'harmful' (true or false) or 'score' (a number)")
+        if sum(each is not None for each in (self.harmful, self.score, self.label)) != 1:
+            raise ValueError(
+                "ratings: each needs one of 'harmful' (true or false), 'score' (a number), 'label' (a text)"
+            )
         return self
 
 

@@ -217,7 +217,19 @@ def write(path: str | Path, rows: Iterable[Fields], schema: Mapping[str, Any] | 
         with _replacing(path) as temporary:
             if path.name.lower().endswith(".parquet"):
                 return _write_parquet(temporary, path, rows, schema)
-            return _write_jsonl(temporary, rows, zipped=path.suffix.lower() == ".gz")
+            return _write_lines(temporary, map(_line, rows), zipped=path.suffix.lower() == ".gz")
+    except OSError as error:
+        raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_json(path: str | Path, lines: Iterable[str], schema: Mapping[str, Any]) -> int:
+    """As `write`, for rows that are JSON texts already, which are neither parsed nor made again here."""
+    path = Path(path)
+    try:
+        with _replacing(path) as temporary:
+            if path.name.lower().endswith(".parquet"):
+                return _write_parquet_json(temporary, path, lines, schema)
+            return _write_lines(temporary, lines, zipped=path.suffix.lower() == ".gz")
     except OSError as error:
         raise FileError(f"{path}: cannot be written: {error.strerror or error}") from error
 
@@ -259,11 +271,11 @@ def _umask() -> int:
     return mask
 
 
-def _write_jsonl(path: Path, rows: Iterable[Fields], *, zipped: bool) -> int:
+def _write_lines(path: Path, lines: Iterable[str], *, zipped: bool) -> int:
     count = 0
     with gzip.open(path, "wt", encoding="utf-8") if zipped else path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(_line(row) + "\n")
+        for line in lines:
+            file.write(line + "\n")
             count += 1
     return count
 
@@ -290,29 +302,57 @@ def _encodable(value: Any) -> Any:
 
 
 def _write_parquet(path: Path, target: Path, rows: Iterable[Fields], schema: Mapping[str, Any] | None) -> int:
-    """Through polars' streaming sink, so that memory holds a few pieces and never the table."""
     import polars as pl
-    from polars.io.plugins import register_io_source
 
     iterator = map(_encodable, rows)
     first = list(islice(iterator, CHUNK))
     types = pl.Schema(schema) if schema else pl.DataFrame(first, infer_schema_length=None, strict=False).schema
-    count = 0
-    changed: list[str] = []
 
-    def frames(_columns: object, _predicate: object, _rows: object, _size: object) -> Iterator[pl.DataFrame]:
-        nonlocal count
+    def frames() -> Iterator[pl.DataFrame]:
         for piece in chain([first], batched(iterator, CHUNK)):
-            count += len(piece)
             if schema is None and piece is not first and (change := _change(piece, types)):
-                changed.append(change)
-                raise ValueError(change)
+                raise FileError(f"{target}: cannot be written: {change}")
             yield pl.DataFrame(piece, schema=types, strict=False)
 
+    return _sink(path, target, frames(), types)
+
+
+def _write_parquet_json(path: Path, target: Path, lines: Iterable[str], schema: Mapping[str, Any]) -> int:
+    import polars as pl
+
+    types = pl.Schema(schema)
+
+    def frame(piece: Sequence[str]) -> pl.DataFrame:
+        text = "\n".join(piece)
+        return pl.read_ndjson(io.BytesIO(text.encode()), schema=types) if text else pl.DataFrame(schema=types)
+
+    return _sink(path, target, map(frame, batched(lines, CHUNK)), types)
+
+
+def _sink(path: Path, target: Path, frames: Iterator[pl.DataFrame], types: pl.Schema) -> int:
+    """Through polars' streaming sink, so that memory holds a few pieces and never the table."""
+    import polars as pl
+    from polars.io.plugins import register_io_source
+
+    count = 0
+    stopped: list[FileError] = []
+
+    def pieces(_columns: object, _predicate: object, _rows: object, _size: object) -> Iterator[pl.DataFrame]:
+        nonlocal count
+        try:
+            for frame in frames:
+                count += len(frame)
+                yield frame
+        except FileError as error:  # polars would wrap it in a text of its own
+            stopped.append(error)
+            raise ValueError(str(error)) from error
+
     try:
-        register_io_source(frames, schema=types).sink_parquet(path)
+        register_io_source(pieces, schema=types).sink_parquet(path)
     except (pl.exceptions.PolarsError, ValueError) as error:
-        why = changed[0] if changed else _one_line(error).replace(str(path), str(target))
+        if stopped:
+            raise stopped[0] from None
+        why = _one_line(error).replace(str(path), str(target))
         raise FileError(f"{target}: cannot be written: {why}") from error
     return count
 

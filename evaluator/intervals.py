@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from data.errors import RlaifError
 
 Array = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 RESAMPLES = 2000
 LEVEL = 0.95
-_CELLS = 4_000_000
-"""Numbers held at once while resampling."""
+Z = 1.959963984540054
+MOST_KINDS = 2048
+"""Different items that are resampled one by one; of more, what their sums come to is as good as normal."""
 
 
 class NoDataError(RlaifError):
@@ -40,74 +42,123 @@ class Interval:
 
 
 def mean_interval(values: Array, seed: int = 0) -> Interval:
-    """The mean of one value an item, with a percentile bootstrap (Efron 1979).
+    """The mean of one value an item. Of zeros and ones by Wilson (1927), of others by resampling.
 
-    Where all items say the same, resampling cannot show any doubt: for 0 or 1 Wilson's interval (1927) does, for other
-    values the bounds are NaN, unknown.
+    Where all items say the same, resampling cannot show any doubt: the bounds are NaN, unknown.
     """
     count = len(values)
     if count == 0:
         raise NoDataError("no items to take a mean of")
     mean = float(values.mean())
-    distinct, frequency = np.unique(values, return_counts=True)
-    if len(distinct) == 1:
-        return (
-            Interval(mean, *wilson(mean, count), count)
-            if mean in {0.0, 1.0}
-            else Interval(mean, math.nan, math.nan, count)
-        )
-    rng = np.random.default_rng(seed)
-    if len(distinct) <= 64:
-        draws = rng.multinomial(count, frequency / count, RESAMPLES) @ distinct / count
-    else:
-        draws = np.concatenate([values[rng.integers(0, count, (k, count))].mean(1) for k in _pieces(count)])
-    return _percentiles(mean, draws, count)
+    if np.isin(values, (0.0, 1.0)).all():
+        return Interval(mean, *wilson(mean, count), count)
+    return ratio_interval(values, np.ones(count), seed)
+
+
+def ratio_interval(above: Array, below: Array, seed: int = 0) -> Interval:
+    """A share of what belongs to clusters: the sum of `above` over the sum of `below`, one of each a cluster (C,)."""
+    found = sums_interval(np.column_stack([above, below]), _ratio, seed)
+    return replace(found, low=math.nan, high=math.nan) if found.low == found.high else found
 
 
 def table_interval(table: Array, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
     """A statistic of a contingency table of counts, resampling items. `statistic` maps (B, *table.shape) to (B,)."""
-    count = int(table.sum())
-    if count == 0:
-        raise NoDataError("no items to count")
-    value = float(statistic(table[None])[0])
-    draws = np.random.default_rng(seed).multinomial(count, table.ravel() / count, RESAMPLES)
-    return _percentiles(value, statistic(draws.reshape(RESAMPLES, *table.shape).astype(np.float64)), count)
+    kinds = np.eye(table.size)
+
+    def of_rows(sums: Array) -> Array:
+        return statistic(sums.reshape(-1, *table.shape))
+
+    return _resampled(kinds, table.ravel(), of_rows, int(table.sum()), seed, mirrored=False)
 
 
-def weighted_interval(count: int, statistic: Callable[[Array], Array], seed: int = 0) -> Interval:
-    """A statistic of items with weights that lies in 0..1. `statistic` maps weights (B, n) to (B,).
+def sums_interval(
+    rows: Array, statistic: Callable[[Array], Array], seed: int = 0, *, mirrored: bool = False
+) -> Interval:
+    """A statistic of the sums of columns, resampling rows: one row (n, d) an item, or a cluster of what belongs
+    together. `statistic` maps sums (B, d) to (B,).
 
-    The basic bootstrap, which mirrors the resampled values: a distance such as ECE grows when noise is added, so its
-    percentiles would lie above the truth.
+    The percentile bootstrap (Efron 1979), widened for few items (Hesterberg 2015). `mirrored` is the basic one: a
+    distance such as ECE grows when noise is added, so its percentiles would lie above the truth.
     """
+    kinds, counts = _kinds(rows)
+    return _resampled(kinds, counts, statistic, len(rows), seed, mirrored=mirrored)
+
+
+def _resampled(
+    kinds: Array, counts: Array, statistic: Callable[[Array], Array], count: int, seed: int, *, mirrored: bool
+) -> Interval:
     if count == 0:
         raise NoDataError("no items to resample")
-    value = float(statistic(np.ones((1, count)))[0])
+    value = float(statistic((counts @ kinds)[None])[0])
     rng = np.random.default_rng(seed)
-    weights = (rng.multinomial(count, np.full(count, 1 / count), k).astype(np.float64) for k in _pieces(count))
-    draws = np.concatenate([statistic(each) for each in weights])
-    return _percentiles(value, np.clip(2 * value - draws, 0.0, 1.0), count)
+    if len(kinds) <= MOST_KINDS:
+        draws = statistic(rng.multinomial(count, counts / count, RESAMPLES) @ kinds)
+    else:
+        draws = statistic(_normal_sums(kinds, rng))
+    return _percentiles(value, 2 * value - draws if mirrored else draws, count)
+
+
+def _kinds(rows: Array) -> tuple[Array, Array]:
+    """The different rows, and how many there are of each: a million votes are a few kinds."""
+    if len(rows) <= MOST_KINDS:
+        return rows, np.ones(len(rows))
+    shadow = rows @ np.random.default_rng(1).random(rows.shape[1])  # two rows meet in one number only by a miracle
+    _, at, counts = np.unique(shadow, return_index=True, return_counts=True)
+    return (rows[at], counts.astype(np.float64)) if len(at) <= MOST_KINDS else (rows, np.ones(len(rows)))
+
+
+def _normal_sums(rows: Array, rng: np.random.Generator) -> Array:
+    """What the sums of resampled rows come to, by the central limit theorem."""
+    spread = np.cov(rows, rowvar=False, bias=True).reshape(rows.shape[1], -1) * len(rows)
+    values, vectors = np.linalg.eigh(spread)
+    noise = rng.standard_normal((RESAMPLES, len(values))) * np.sqrt(np.maximum(values, 0.0))
+    return rows.sum(0) + noise @ vectors.T
+
+
+def normal_interval(value: float, influences: Array) -> Interval:
+    """An estimate that moves by `influences` (C,) with each cluster: the sandwich estimate of its error (Huber 1967),
+    with Student's quantile for few clusters."""
+    count = len(influences)
+    if count < 2 or math.isnan(value):
+        return Interval(value, math.nan, math.nan, count)
+    reach = _student(count) * math.sqrt(float((influences**2).sum()) * count / (count - 1))
+    return Interval(value, value - reach, value + reach, count)
+
+
+def cluster_sums(cluster: IntArray, columns: Array) -> Array:
+    """The columns (n, d) summed over what belongs together (C, d); clusters are numbered from 0."""
+    size = int(cluster.max()) + 1 if len(cluster) else 0
+    return np.column_stack([np.bincount(cluster, weights=column, minlength=size) for column in columns.T])
+
+
+def _ratio(sums: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
+
+
+def _student(count: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2))
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:
     """Wilson's score interval of a proportion."""
-    z = 1.959963984540054
+    z = Z
     middle = share + z * z / (2 * count)
     reach = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     below = 1 + z * z / count
     return max(0.0, min(share, (middle - reach) / below)), min(1.0, max(share, (middle + reach) / below))
 
 
-def _pieces(count: int) -> list[int]:
-    size = max(1, min(RESAMPLES, _CELLS // count))
-    return [min(size, RESAMPLES - at) for at in range(0, RESAMPLES, size)]
-
-
 def _percentiles(value: float, draws: Array, count: int) -> Interval:
     usable = draws[~np.isnan(draws)]
-    if math.isnan(value) or len(usable) == 0:
+    if math.isnan(value) or len(usable) == 0 or count < 2:
         return Interval(value, math.nan, math.nan, count)
-    low, high = np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    from scipy.special import ndtr
+
+    tail = float(ndtr(-math.sqrt(count / (count - 1)) * _student(count)))
+    low, high = np.quantile(usable, [tail, 1 - tail])
     return Interval(value, float(min(low, value)), float(max(high, value)), count)
 
 

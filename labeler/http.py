@@ -101,6 +101,7 @@ class Client:
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0),  # the pace is the only limit
                 timeout=aiohttp.ClientTimeout(total=self._limits.timeout, sock_connect=10),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 headers=self._headers,
                 proxy=_proxy(self.base_url),
             )

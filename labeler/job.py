@@ -137,9 +137,9 @@ class _Window:
 
 def write(journal: Journal, out: Path, kind: type[Label] | type[Score] | type[Ranking]) -> None:
     """Write what the journal has of this run's input: the answers to `out`, the failures beside it."""
-    tables.write(out, journal.results(ok=True), SCHEMAS[kind]())
+    tables.write_json(out, journal.results(ok=True), SCHEMAS[kind]())
     if next(journal.results(ok=False), None) is not None:
-        tables.write(failures_path(out), journal.results(ok=False))
+        tables.write_json(failures_path(out), journal.results(ok=False), {})
     else:
         failures_path(out).unlink(missing_ok=True)
 

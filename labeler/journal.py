@@ -133,8 +133,8 @@ class Journal:
         with self._guarded(), self._transaction():
             self._db.execute("DELETE FROM answers WHERE digest = ?", [self._digest])
 
-    def results(self, *, ok: bool) -> Iterator[dict[str, Any]]:
-        """The finished rows of this run's input, in its order, each once."""
+    def results(self, *, ok: bool) -> Iterator[str]:
+        """The finished rows of this run's input, in its order, each once: JSON as it was kept."""
         query = """
             SELECT record FROM inputs JOIN results USING (digest, id)
             WHERE digest = ? AND ok = ? ORDER BY number
@@ -142,7 +142,7 @@ class Journal:
         self.flush()
         with self._guarded():
             for (record,) in self._db.execute(query, [self._digest, int(ok)]):
-                yield json.loads(record)
+                yield record
 
     def get(self, keys: Sequence[str]) -> dict[str, Likelihoods | Text]:
         found: dict[str, Likelihoods | Text] = {}

@@ -39,8 +39,15 @@ def _votes(fields: Fields) -> tuple[Vote, ...]:
         return _several(fields["annotators"])
     for column in ("label", "preference"):
         if fields.get(column) is not None:
-            return vote(_verdict(fields[column], column), fields.get("annotator"))
+            return _vote(fields[column], column, fields.get("annotator"))
     return ()
+
+
+def _vote(value: object, column: str, rater: object) -> tuple[Vote, ...]:
+    """A verdict between 1 and 2 says how surely: 1 + the probability that output_2 is the better one."""
+    found = vote(_verdict(value, column), rater)
+    sure = isinstance(value, float) and not value.is_integer()
+    return tuple(each.model_copy(update={"p": 2 - value}) for each in found) if sure else found
 
 
 def _several(annotators: Any) -> tuple[Vote, ...]:
@@ -50,7 +57,7 @@ def _several(annotators: Any) -> tuple[Vote, ...]:
         pairs = [_named(at, each) for at, each in enumerate(cast("list[object]", annotators), start=1)]
     else:
         raise RowError(f"annotators: expected a list or an object, got {type(annotators).__name__}")
-    return tuple(single for rater, value in pairs for single in vote(_verdict(value, "annotators"), rater))
+    return tuple(single for rater, value in pairs for single in _vote(value, "annotators", rater))
 
 
 def _named(number: int, entry: object) -> tuple[str, object]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 from data.errors import RlaifError, RowError
 from data.records import Comparison, Response, content_id, make
 from data.sources.shape import Choice, Fields, Shape, choice, conversation, has, own_id, pair, rest, text, vote
 
 PAIR = ("id", "prompt", "a", "b", "human", "rater", "model_a", "model_b")
-SINGLE = ("id", "prompt", "response", "model")
+SINGLE = ("id", "prompt", "response", "model", "ratings")
 
 
 def parse(text_of_it: str) -> dict[str, str]:
-    """`prompt=question,a=left,b=right` as a mapping of our names to the file's.
+    """`prompt=question,a=left,b=right` as a mapping of our names to the file's. `ratings=first+second` are two columns.
 
     Raises RlaifError: a part without "=", or a name that no table needs.
     """
@@ -54,19 +56,35 @@ def responses(columns: Mapping[str, str]) -> Shape:
     missing = [name for name in ("prompt", "response") if name not in columns]
     if missing:
         raise RlaifError(f"--columns: also needed: {', '.join(f'{name}=COLUMN' for name in missing)}")
+    raters = [each.strip() for each in columns.get("ratings", "").split("+") if each.strip()]
+    single = {name: column for name, column in columns.items() if name != "ratings"}
+    used = frozenset({*single.values(), *raters})
 
     def read(fields: Fields) -> Response:
-        values = {name: fields.get(column) for name, column in columns.items()}
+        values = {name: fields.get(column) for name, column in single.items()}
         if values["prompt"] is None:
             raise RowError(f"{columns['prompt']}: expected a prompt, found none")
         prompt, reply = conversation(values["prompt"]), text(values["response"], columns["response"])
         identity = own_id({"id": values.get("id", fields.get("id"))}) or content_id(prompt, [reply])
-        meta = rest(fields, frozenset(columns.values()))
-        return make(
-            Response, {"id": identity, "prompt": prompt, "response": reply, "model": values.get("model"), "meta": meta}
-        )
+        ratings = [{"rater": rater, **rating(fields[rater])} for rater in raters if fields.get(rater) not in {None, ""}]
+        row = {"id": identity, "prompt": prompt, "response": reply, "model": values.get("model"), "ratings": ratings}
+        return make(Response, {**row, "meta": rest(fields, used)})
 
-    return Shape(_about(columns), has(*columns.values()), read)
+    return Shape(_about(columns), has(*used), read)
+
+
+def rating(value: Any) -> dict[str, Any]:
+    """One cell as a rating: true and false say harmful, a number is a score, any other text is a class."""
+    if isinstance(value, bool):
+        return {"harmful": value}
+    text_of_it = str(value).strip()
+    if text_of_it.lower() in {"true", "false"}:
+        return {"harmful": text_of_it.lower() == "true"}
+    try:
+        score = float(text_of_it)
+    except ValueError:
+        return {"label": text_of_it}
+    return {"score": score} if math.isfinite(score) else {"label": text_of_it}
 
 
 def _about(columns: Mapping[str, str]) -> str:

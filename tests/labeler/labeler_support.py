@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,11 @@ def work(
     try:
         labeler = Labeler(load(task), Cached(metered, journal), Options(**options))
         outcome = asyncio.run(run(rows, labeler, journal, Silent(), batch=batch, calls=calls, strict=strict))
-        return Worked(outcome, meter.asked, list(journal.results(ok=True)), list(journal.results(ok=False)))
+        return Worked(
+            outcome,
+            meter.asked,
+            list(map(json.loads, journal.results(ok=True))),
+            list(map(json.loads, journal.results(ok=False))),
+        )
     finally:
         journal.close()

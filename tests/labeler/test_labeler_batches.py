@@ -6,6 +6,7 @@ The stand-in answers the rows of a batch in an order of its own. It counts what 
 from __future__ import annotations
 
 import asyncio
+import json
 import contextlib
 import itertools
 import sqlite3
@@ -141,7 +142,12 @@ class Job:
         journal = Journal(self.journal, labeler(None).digest, fresh=fresh)
         try:
             outcome = await run(self.rows, labeler(journal), journal, Silent(), batch=piece, calls=8, leave=True)
-            return Worked(outcome, self.meter.asked, list(journal.results(ok=True)), list(journal.results(ok=False)))
+            return Worked(
+                outcome,
+                self.meter.asked,
+                list(map(json.loads, journal.results(ok=True))),
+                list(map(json.loads, journal.results(ok=False))),
+            )
         finally:
             await desk.close()
             journal.close()

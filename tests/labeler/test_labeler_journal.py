@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from pathlib import Path
 
@@ -77,8 +78,8 @@ def test_results_come_in_the_order_of_the_input_and_only_those_of_this_input(pat
     journal.keep([done("gone"), done("c"), done("a"), done("b"), done("bad", ok=False)])
     journal = reopened(journal)
     journal.admit([(0, "b", "c"), (1, "bad", "c"), (2, "a", "c"), (3, "c", "c")])
-    assert [each["id"] for each in journal.results(ok=True)] == ["b", "a", "c"]
-    assert [each["id"] for each in journal.results(ok=False)] == ["bad"]
+    assert [json.loads(each)["id"] for each in journal.results(ok=True)] == ["b", "a", "c"]
+    assert [json.loads(each)["id"] for each in journal.results(ok=False)] == ["bad"]
     journal.close()
 
 

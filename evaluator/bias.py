@@ -1,0 +1,132 @@
+"""What does a labeler fall for, and do people too? Each trait as the labeler's rate beside the people's, on the same items.
+
+A new trait is one function in TRAITS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data.records import Comparison, Label, Vote
+from evaluator.alignment import join
+from evaluator.intervals import Interval, NoDataError, intervals_json, mean_interval, ratio_interval
+
+_LIST = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+\S", re.MULTILINE)
+_MARKUP = re.compile(r"^#{1,6}\s|\*\*\S|```|^\|.*\|", re.MULTILINE)
+_REFUSAL = re.compile(
+    r"\b(?:i(?:'m| am) (?:sorry|afraid|unable|not able)|i (?:can(?:no|')t|won't|will not|must decline)"
+    r"|as an ai\b|i do(?:n't| not) (?:feel comfortable|think it(?:'s| is) appropriate))",
+    re.IGNORECASE,
+)
+OPENING = 200
+"""Characters in which a refusal is looked for: later on it is a remark."""
+
+
+def longer(row: Comparison) -> Sequence[float]:
+    return [len(response) for response in row.responses]
+
+
+def lists(row: Comparison) -> Sequence[float]:
+    return [float(bool(_LIST.search(response))) for response in row.responses]
+
+
+def markup(row: Comparison) -> Sequence[float]:
+    return [float(bool(_MARKUP.search(response))) for response in row.responses]
+
+
+def refusal(row: Comparison) -> Sequence[float]:
+    return [float(bool(_REFUSAL.search(response[:OPENING].replace("’", "'")))) for response in row.responses]
+
+
+Trait = Callable[[Comparison], Sequence[float]]
+"""How much of something each response has; items on which both have as much say nothing of it."""
+
+TRAITS: Mapping[str, Trait] = {"longer": longer, "list": lists, "markup": markup, "refusal": refusal}
+
+
+@dataclass(frozen=True)
+class Preference:
+    """How often the response with more of a trait is preferred: by the labeler, by people, and by how much more."""
+
+    labeler: Interval
+    human: Interval | None
+    difference: Interval | None
+
+    def json(self) -> dict[str, Any]:
+        told = {"labeler": self.labeler, "human": self.human, "difference": self.difference}
+        return {name: each and each.json() for name, each in told.items()}
+
+
+@dataclass(frozen=True)
+class BiasCard:
+    """`position`: how far the share of verdicts for what was shown first lies from one half."""
+
+    position: Interval | None
+    same_position: Interval | None
+    traits: Mapping[str, Preference]
+    models: Mapping[str, Preference]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            **intervals_json({"position": self.position} if self.position else {}),
+            **intervals_json({"same_position": self.same_position} if self.same_position else {}),
+            "traits": {name: each.json() for name, each in self.traits.items()},
+            "models": {name: each.json() for name, each in self.models.items()},
+        }
+
+
+def card(labels: Iterable[Label], human: Mapping[str, Comparison]) -> BiasCard:
+    """Raises NoDataError where no label is about a row."""
+    joined, _ = join(list(labels), human)
+    joined = [(label, row) for label, row in joined if len(row.responses) == 2]
+    if not joined:
+        raise NoDataError("no label is about a comparison of two responses")
+    firsts = np.array(
+        [(sum(order.p_first > 0.5 for order in each) + 0.5 * sum(order.p_first == 0.5 for order in each), len(each))
+         for label, _ in joined if len(each := [order for order in label.orders if order.mass > 0]) == 2],
+        dtype=np.float64,
+    ).reshape(-1, 2)  # fmt: skip
+    same = np.array([float(label.same_position) for label, _ in joined if label.same_position is not None])
+    names = sorted({name for _, row in joined for name in row.models or ()})
+    found = {name: _preference(joined, trait) for name, trait in TRAITS.items()}
+    own = {name: _preference(joined, _by(name)) for name in names}
+    return BiasCard(
+        ratio_interval(firsts[:, 0] - firsts[:, 1] / 2, firsts[:, 1]) if len(firsts) else None,
+        mean_interval(same) if len(same) else None,
+        {name: each for name, each in found.items() if each is not None},
+        {name: each for name, each in own.items() if each is not None},
+    )
+
+
+def _by(model: str) -> Trait:
+    return lambda row: [float(name == model) for name in row.models or ("", "")]
+
+
+def _preference(joined: Sequence[tuple[Label, Comparison]], trait: Trait) -> Preference | None:
+    """Over the items on which the responses differ; None where there are none."""
+    both: list[tuple[float, float]] = []
+    said: list[float] = []
+    for label, row in joined:
+        much = trait(row)
+        if much[0] == much[1]:
+            continue
+        more = int(much[1] > much[0])
+        own = 0.5 if label.p == 0.5 else float((label.p < 0.5) == (more == 1))
+        said.append(own)
+        if row.votes:
+            both.append((own, _people(row.votes, more)))
+    if not said:
+        return None
+    pairs = np.array(both).reshape(-1, 2)
+    human = mean_interval(pairs[:, 1]) if len(pairs) else None
+    apart = mean_interval(pairs[:, 0] - pairs[:, 1]) if len(pairs) else None
+    return Preference(mean_interval(np.array(said)), human, apart)
+
+
+def _people(votes: Sequence[Vote], more: int) -> float:
+    return sum(0.5 if vote.choice == "tie" else float(vote.choice == more) for vote in votes) / len(votes)

@@ -1,0 +1,235 @@
+"""Which model is the best of many? Bradley-Terry by maximum likelihood, Elo in the file's order, average win rates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from evaluator.intervals import LEVEL, Array, Interval, intervals_json
+from evaluator.results import Results, wins
+
+INITIAL, BASE, SCALE = 1000.0, 10.0, 400.0
+K = 4.0
+"""Elo's step, as arenas of language models use it; chess uses 32."""
+
+PRIOR = 1.0
+"""Ties against an imagined average model, where the results alone have no finite answer."""
+
+POINTS = SCALE / math.log(BASE)
+"""Elo points of one natural log-odds."""
+
+STEPS, CLOSE = 100, 1e-12
+MOST_GAMES = 20_000
+"""Games up to which Elo is resampled: it has to be played again one by one."""
+
+REPLAYS = 200
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A value a model, best first by Bradley-Terry. `elo_scale` is Bradley-Terry on Elo's scale, with mean 1000."""
+
+    bradley_terry: Mapping[str, Interval]
+    elo_scale: Mapping[str, Interval]
+    elo: Mapping[str, Interval]
+    average_win_rate: Mapping[str, Interval]
+    games: Mapping[str, int]
+    prior: float
+    note: str | None
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "bradley_terry": intervals_json(self.bradley_terry),
+            "bradley_terry_elo_scale": intervals_json(self.elo_scale),
+            "elo": intervals_json(self.elo),
+            "average_win_rate": intervals_json(self.average_win_rate),
+            "games": dict(self.games),
+            "prior": self.prior,
+            "note": self.note,
+        }
+
+
+def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranked:
+    """All three rankings. `prior` adds ties against an imagined average model; None adds PRIOR where it is needed."""
+    table = wins(results)
+    note = _infinite(table, results.models)
+    weight = (PRIOR if note else 0.0) if prior is None else prior
+    strengths = bradley_terry(table, weight)
+    spread = _spread(results, strengths, table, weight)
+    order = np.argsort(-strengths, kind="stable").tolist()
+    names, met = results.models, (table + table.T)
+    shares = np.exp(strengths - strengths.max())
+    shares /= shares.sum()
+    count = int(results.cluster.max()) + 1
+    reach = _reach(count)
+    of_share = reach * _deviation(spread, np.eye(len(names)) - shares)
+    of_mean = reach * _deviation(spread, np.eye(len(names)) - 1 / len(names))
+    centred = strengths - strengths.mean()
+    own = {
+        i: (
+            Interval(
+                float(shares[i]),
+                float(shares[i] * math.exp(-of_share[i])),
+                min(1.0, float(shares[i] * math.exp(of_share[i]))),
+                int(met[i].sum()),
+            ),
+            Interval(
+                *(float(INITIAL + POINTS * (centred[i] + side * of_mean[i])) for side in (0, -1, 1)), int(met[i].sum())
+            ),
+        )
+        for i in order
+    }
+    average, ratings = _average(results, table, reach), _elo(results, k)
+    if note and weight:
+        note += f"; {weight:g} ties of each model against an imagined average one were added, so that it is finite"
+    return Ranked(
+        {names[i]: own[i][0] for i in order},
+        {names[i]: own[i][1] for i in order},
+        {names[i]: ratings[i] for i in order},
+        {names[i]: average[i] for i in order},
+        {names[i]: int(met[i].sum()) for i in order},
+        weight,
+        note,
+    )
+
+
+def bradley_terry(wins: Array, prior: float = 0.0) -> Array:
+    """Log-strengths (M,), with mean 0, that maximise the likelihood of wins (M, M) (Bradley and Terry 1952).
+
+    Newton's method. `prior` ties against an average model make every answer finite; without it, a model that never
+    lost, or groups that never met, have none: NaN.
+    """
+    met = wins + wins.T
+    size, won = len(wins), wins.sum(1) + prior / 2
+    strengths = np.zeros(size)
+    for _ in range(STEPS):
+        chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
+        imagined = 0.5 * (1 + np.tanh(strengths / 2))
+        pull = won - (met * chance).sum(1) - prior * imagined
+        step = np.linalg.lstsq(_curvature(met, chance, imagined, prior), pull, rcond=None)[0]
+        step *= min(1.0, 2 / max(np.abs(step).max(), 1e-300))
+        strengths = strengths + step
+        if np.abs(step).max() < CLOSE:
+            return strengths - strengths.mean()
+        if np.abs(strengths).max() > 500:
+            break
+    return np.full(size, np.nan) if np.abs(step).max() > 1e-6 else strengths - strengths.mean()
+
+
+def _curvature(met: Array, chance: Array, imagined: Array, prior: float) -> Array:
+    """The information of the log-strengths; constant shifts, of which nothing is known, are pinned to 0."""
+    each = met * chance * (1 - chance)
+    return (
+        np.diag(each.sum(1) + prior * imagined * (1 - imagined))
+        - each
+        + (0.0 if prior else 1.0) * np.ones(met.shape) / len(met)
+    )
+
+
+def _spread(results: Results, strengths: Array, table: Array, prior: float) -> Array:
+    """The covariance (M, M) of the log-strengths, with games of one prompt as one (Huber's sandwich)."""
+    from scipy.sparse import csr_array
+
+    met = table + table.T
+    chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
+    imagined = 0.5 * (1 + np.tanh(strengths / 2))
+    inverse = np.linalg.pinv(_curvature(met, chance, imagined, prior))
+    apart = results.score - chance[results.first, results.second]
+    count = int(results.cluster.max()) + 1
+    pulls = csr_array(
+        (
+            np.concatenate([apart, -apart]),
+            (np.concatenate([results.cluster, results.cluster]), np.concatenate([results.first, results.second])),
+        ),
+        shape=(count, len(strengths)),
+    )
+    middle = (pulls.T @ pulls).toarray() * (count / max(1, count - 1))
+    return inverse @ middle @ inverse
+
+
+def _deviation(spread: Array, gradients: Array) -> Array:
+    return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", gradients, spread, gradients), 0.0))
+
+
+def _reach(count: int) -> float:
+    from scipy.special import stdtrit
+
+    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) if count > 1 else math.nan
+
+
+def _infinite(table: Array, models: tuple[str, ...]) -> str | None:
+    """Why the likelihood has no maximum; None where everybody can be reached by a chain of wins (Ford 1957)."""
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
+    groups, _ = connected_components(csr_array(table > 0), directed=True, connection="strong")
+    if groups == 1:
+        return None
+    apart, of = connected_components(csr_array(table + table.T > 0), directed=False)
+    if apart > 1:
+        few = [models[i] for i in np.flatnonzero(of == of[-1])[:5]]
+        return f"{apart} groups of models never met one another (one of them: {', '.join(few)})"
+    met = table + table.T
+    best = [models[i] for i in range(len(models)) if table[i].sum() == met[i].sum()]
+    worst = [models[i] for i in range(len(models)) if table[i].sum() == 0]
+    told = [f"{', '.join(best[:5])} never lost"] if best else []
+    told += [f"{', '.join(worst[:5])} never won"] if worst else []
+    return " and ".join(told) or "a group of models never lost against the others"
+
+
+def _average(results: Results, table: Array, reach: float) -> list[Interval]:
+    """The mean over the opponents that a model met of its win rate against each."""
+    from scipy.sparse import csr_array
+
+    met = table + table.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rates = np.where(met > 0, table / met, np.nan)
+    opponents = (met > 0).sum(1)
+    value = np.nansum(rates, axis=1) / opponents
+    i, j = results.first, results.second
+    there = (results.score - rates[i, j]) / (met[i, j] * opponents[i])
+    back = (1 - results.score - rates[j, i]) / (met[i, j] * opponents[j])
+    count = int(results.cluster.max()) + 1
+    moved = csr_array(
+        (np.concatenate([there, back]), (np.concatenate([results.cluster] * 2), np.concatenate([i, j]))),
+        shape=(count, len(table)),
+    )
+    error = reach * np.sqrt(np.asarray(moved.multiply(moved).sum(0)).ravel() * count / max(1, count - 1))
+    return [
+        Interval(float(v), float(max(0.0, v - e)), float(min(1.0, v + e)), int(n))
+        for v, e, n in zip(value, error, met.sum(1), strict=True)
+    ]
+
+
+def elo(results: Results, k: float = K) -> Array:
+    """Ratings (M,) after all games in their order (Elo 1978): they depend on that order."""
+    ratings = [INITIAL] * len(results.models)
+    for i, j, score in zip(results.first.tolist(), results.second.tolist(), results.score.tolist(), strict=True):
+        step = k * (score - 1 / (1 + BASE ** ((ratings[j] - ratings[i]) / SCALE)))
+        ratings[i] += step
+        ratings[j] -= step
+    return np.array(ratings)
+
+
+def _elo(results: Results, k: float) -> list[Interval]:
+    """With the spread over games drawn again, in their order."""
+    value, count = elo(results, k), len(results.score)
+    played = np.bincount(np.concatenate([results.first, results.second]), minlength=len(value))
+    if count > MOST_GAMES or count < 2:
+        return [Interval(float(v), math.nan, math.nan, int(n)) for v, n in zip(value, played, strict=True)]
+    drawn = np.sort(np.random.default_rng(0).integers(0, count, (REPLAYS, count)), axis=1).T
+    ratings, rows = np.full((REPLAYS, len(value)), INITIAL), np.arange(REPLAYS)
+    for games in drawn:
+        i, j = results.first[games], results.second[games]
+        step = k * (results.score[games] - 1 / (1 + BASE ** ((ratings[rows, j] - ratings[rows, i]) / SCALE)))
+        ratings[rows, i] += step
+        ratings[rows, j] -= step
+    low, high = np.quantile(ratings, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    return [
+        Interval(float(v), float(min(v, a)), float(max(v, b)), int(n))
+        for v, a, b, n in zip(value, low, high, played, strict=True)
+    ]

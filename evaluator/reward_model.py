@@ -1,0 +1,175 @@
+"""Does a reward model order responses as people do, how surely, and does more of it stay better?"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data import scores as scored
+from data.records import Comparison
+from data.where import cell
+from evaluator.alignment import TIE, majority
+from evaluator.calibration import Bin, Temperature, brier, expected_calibration_error, reliability, temperature
+from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval
+
+BINS = 20
+
+
+@dataclass(frozen=True)
+class Optimised:
+    """The best of n by the proxy: how far that is from one sample, in nats, and what both scores say of it."""
+
+    n: int
+    kl: float
+    proxy: Interval
+    gold: Interval
+
+    def json(self) -> dict[str, Any]:
+        return {"n": self.n, "kl": self.kl, "proxy": self.proxy.json(), "gold": self.gold.json()}
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """`accuracy` is the share of comparisons whose preferred response scores higher, an equal score half (RLAIF, 3.4).
+
+    `margin` is the preferred response's score minus the other's. Calibration reads sigmoid(margin) as a probability.
+    """
+
+    accuracy: Interval
+    by: Mapping[str, Interval]
+    margin: Interval
+    histogram: Sequence[tuple[float, float, int]]
+    quantiles: Mapping[str, float]
+    log_loss: Interval
+    brier: Interval
+    ece: Interval
+    reliability: Sequence[Bin]
+    temperature: Temperature | None
+    ties: Mapping[str, int]
+    unscored: int
+    over_optimisation: Sequence[Optimised]
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "accuracy": self.accuracy.json(),
+            "by": intervals_json(self.by),
+            "margin": self.margin.json(),
+            "margin_histogram": [{"low": low, "high": high, "count": n} for low, high, n in self.histogram],
+            "margin_quantiles": dict(self.quantiles),
+            "log_loss": self.log_loss.json(),
+            "brier": self.brier.json(),
+            "ece": self.ece.json(),
+            "reliability": [each.json() for each in self.reliability],
+            "temperature": self.temperature and self.temperature.json(),
+            "ties": dict(self.ties),
+            "unscored": self.unscored,
+            "over_optimisation": [each.json() for each in self.over_optimisation],
+        }
+
+
+def evaluate(
+    scores: Mapping[str, float],
+    human: Iterable[Comparison],
+    *,
+    by: str | None = None,
+    gold: Mapping[str, float] | None = None,
+) -> RewardModel:
+    """Scores by content (data.scores) against the majority of the votes. Raises NoDataError."""
+    rows = list(human)
+    found: list[tuple[float, float, str | None]] = []
+    tied = unscored = 0
+    for row in rows:
+        if not row.votes or len(row.responses) != 2:
+            continue
+        own = [scored.of(row, at, scores) for at in (0, 1)]
+        best = majority(row.votes)
+        if own[0] is None or own[1] is None:
+            unscored += 1
+        elif best == TIE:
+            tied += 1
+        else:
+            group = None if by is None or cell(row, by) is None else str(cell(row, by))
+            found.append((own[best] or 0.0, own[1 - best] or 0.0, group))
+    if not found:
+        raise NoDataError(
+            f"no comparison of two with a majority has both its responses scored ({unscored} lack a score): score them"
+            " with `rlaif score COMPARISONS`"
+        )
+    better, worse = (np.array([each[at] for each in found], dtype=np.float64) for at in (0, 1))
+    margin = better - worse
+    right = np.where(margin == 0, 0.5, (margin > 0).astype(np.float64))
+    groups: dict[str, list[int]] = defaultdict(list)
+    for at, (_, _, group) in enumerate(found):
+        if group is not None:
+            groups[group].append(at)
+    if by is not None and not groups:
+        raise NoDataError(f"--by {by}: no such column")
+    p, outcome = _turned(margin)
+    return RewardModel(
+        accuracy=mean_interval(right),
+        by={name: mean_interval(right[places]) for name, places in sorted(groups.items())},
+        margin=mean_interval(margin),
+        histogram=_histogram(margin),
+        quantiles={f"{q:g}": float(np.quantile(margin, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
+        log_loss=mean_interval(np.logaddexp(0, -margin)),
+        brier=brier(p, outcome),
+        ece=expected_calibration_error(p, outcome),
+        reliability=reliability(p, outcome),
+        temperature=temperature(p, outcome),
+        ties={"scores": int((margin == 0).sum()), "human": tied},
+        unscored=unscored,
+        over_optimisation=[] if gold is None else over_optimisation(_groups(rows, scores, gold)),
+    )
+
+
+def over_optimisation(groups: Sequence[tuple[Array, Array]]) -> list[Optimised]:
+    """Best of n by the proxy, for each n that every prompt has samples for (Gao et al. 2022).
+
+    `groups` hold a prompt's proxy and gold scores, (N,) each. The expectation over all subsets of n, not one draw:
+    sorted by the proxy, the i-th of N is the best of C(i - 1, n - 1) of the C(N, n) subsets.
+    """
+    if not groups:
+        raise NoDataError("--gold: no response has both scores")
+    most = min(len(proxy) for proxy, _ in groups)
+    curve: list[Optimised] = []
+    for n in sorted({1, most, *(2**k for k in range(12) if 2**k <= most)}):
+        best = [[float(weights @ score[np.argsort(proxy, kind="stable")]) for score in (proxy, gold)]
+                for proxy, gold in groups for weights in [_best_of(n, len(proxy))]]  # fmt: skip
+        proxies, golds = np.array(best).T
+        curve.append(Optimised(n, math.log(n) - (n - 1) / n, mean_interval(proxies), mean_interval(golds)))
+    return curve
+
+
+def _best_of(n: int, count: int) -> Array:
+    return np.array([math.comb(i, n - 1) / math.comb(count, n) for i in range(count)])
+
+
+def _groups(
+    rows: Sequence[Comparison], proxy: Mapping[str, float], gold: Mapping[str, float]
+) -> list[tuple[Array, Array]]:
+    """The responses of each prompt that have both scores, each once."""
+    prompts: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
+    for row in rows:
+        for response in row.responses:
+            about = scored.content(row.prompt, response)
+            if about in proxy and about in gold:
+                prompts[scored.content(row.prompt, "")][about] = (proxy[about], gold[about])
+    tables = [np.array(list(each.values())) for each in prompts.values()]
+    return [(table[:, 0], table[:, 1]) for table in tables]
+
+
+def _turned(margin: Array) -> tuple[Array, Array]:
+    """Margins as probabilities of one side, with every second item turned round: else the outcome would always be 1."""
+    turned = np.arange(len(margin)) % 2 == 1
+    shown = np.where(turned, -margin, margin)
+    return 0.5 * (1 + np.tanh(shown / 2)), np.where(turned, 0.0, 1.0)
+
+
+def _histogram(margin: Array) -> list[tuple[float, float, int]]:
+    counts, edges = np.histogram(margin, BINS)
+    return [(float(edges[at]), float(edges[at + 1]), int(count)) for at, count in enumerate(counts)]
