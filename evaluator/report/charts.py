@@ -85,23 +85,24 @@ def matrix(
     With a `middle`, what lies below it has another colour.
     """
     alt = _altair()
-    rows = [
-        {"row": row, "column": column, "value": _finite(value), "far": abs(value - (middle or 0.0))}
+    cells = [
+        (row, column, value, abs(value - (middle or 0.0)))
         for row, line in zip(names, values, strict=True)
         for column, value in zip(names, line, strict=True)
         if isfinite(value)
     ]
-    most = max((row["far"] for row in rows), default=1.0) or 1.0
+    most = max((far for *_, far in cells), default=0.0) or 1.0
+    rows = [{"row": row, "column": column, "value": value, "far": far} for row, column, value, far in cells]
     flat = max(map(len, names), default=0) <= 12 and len(names) <= 4
     axis = alt.Axis(orient="top", labelAngle=0 if flat else -40, domain=False, ticks=False, labelLimit=110)
     plain = alt.Axis(domain=False, ticks=False, labelLimit=110)
     base = alt.Chart(_data(rows)).encode(
-        x=alt.X("column:N", title=x or None, sort=list(names), axis=axis, scale=alt.Scale(domain=list(names))),
-        y=alt.Y("row:N", title=y or None, sort=list(names), axis=plain, scale=alt.Scale(domain=list(names))),
+        x=alt.X("column:N", title=x or None, sort=None, axis=axis, scale=alt.Scale(domain=list(names))),
+        y=alt.Y("row:N", title=y or None, sort=None, axis=plain, scale=alt.Scale(domain=list(names))),
     )
     # at most half opaque, so that ink can be read on it by day and by night
     shade = alt.Opacity("far:Q", scale=alt.Scale(domain=[0, most], range=[0.04, 0.5]), legend=None)
-    below = alt.condition(f"datum.value < {middle or 0.0!r}", alt.value(SERIES[1]), alt.value(SERIES[0]))
+    below = alt.condition(f"datum.value < {float(middle or 0.0)}", alt.value(SERIES[1]), alt.value(SERIES[0]))
     layers = [
         base.mark_rect(stroke=None).encode(opacity=shade, color=below if middle is not None else alt.value(SERIES[0])),
         base.mark_text(color=INK).encode(text=alt.Text("value:Q", format=numbers)),
@@ -120,8 +121,10 @@ def histogram(values: Sequence[float], label: str, *, bins: int = 20, numbers: s
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
     ]
     ends = [float(edges[0]), float(edges[-1])]
-    bars = alt.Chart(_data(rows)).mark_bar(color=SERIES[0], binSpacing=1)
-    x = alt.X("low:Q", title=label, axis=alt.Axis(format=numbers), scale=alt.Scale(domain=ends, nice=False))
+    bars = alt.Chart(_data(rows)).mark_bar(color=SERIES[0])
+    x = alt.X(
+        "low:Q", bin="binned", title=label, axis=alt.Axis(format=numbers), scale=alt.Scale(domain=ends, nice=False)
+    )
     return _spec(bars.encode(x=x, x2="high:Q", y=_y("count", "count", ",.0f")), HEIGHT)
 
 
@@ -138,7 +141,10 @@ def lines(
     names = list(series)
     colors = [SERIES[index % len(SERIES)] for index in range(len(names))]
     dashes = [_DASHES[index % len(_DASHES)] for index in range(len(names))]
-    legend = alt.Legend(orient="top", title=None, labelLimit=180, columns=2) if len(names) > 1 else None
+    legend = None
+    if len(names) > 1:
+        line = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2, "symbolFillColor": "transparent"}
+        legend = alt.Legend(orient="top", title=None, labelLimit=180, columns=2, **line)
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("x:Q", title=x, axis=alt.Axis(), scale=alt.Scale(zero=False, nice=False)),
         color=alt.Color("series:N", scale=alt.Scale(domain=names, range=colors), legend=legend),
@@ -207,10 +213,17 @@ def _finite(value: float) -> float | None:
 
 def _spec(chart: Any, height: Any) -> Spec:
     alt = _altair()
-    label = {"labelColor": INK, "labelFontSize": 12, "titleColor": MUTED, "titleFontSize": 12, "titleFontWeight": "normal"}
+    label = {
+        "labelColor": INK,
+        "labelFontSize": 12,
+        "titleColor": MUTED,
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    }
     line = {"domainColor": RULE, "tickColor": RULE, "gridColor": RULE, "gridOpacity": 0.7, "labelPadding": 6}
     sized = chart.properties(width=WIDTH, height=height).configure(
         font="Helvetica, Arial, sans-serif",  # Liberation Sans, with which charts are measured, has the same widths
+        aria=False,  # the page names the picture; here names of axes would become code
         background="transparent",
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
         axis=alt.AxisConfig(**label, **line),

@@ -95,7 +95,7 @@ def clean(value: T) -> T:
         found = [clean(each) for each in cast("Sequence[Any]", found)]
     elif is_dataclass(found) and not isinstance(found, type):
         found = replace(found, **{each.name: clean(getattr(found, each.name)) for each in fields(found)})
-    return found
+    return cast("T", found)
 
 
 def plain(value: object) -> Any:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from evaluator.report.document import Figure, Reading, Report, Section, Table
 from evaluator.report.numbers import cells, note, shown
 
-_ACTIVE = re.compile(r"([\\`*_<>&|~$!\[\]])")
-_FIRST = re.compile(r"^(?:([#+=:-])|(\d+)([.)]))")
+_ACTIVE = re.compile(r"[\\`*_<&|~$]|\](?=[(\[:])")
+_FIRST = re.compile(r"^(\d*)([#>+=:.)-])")
 
 
 def markdown(report: Report) -> str:
@@ -47,7 +47,7 @@ def _table(table: Table) -> Iterator[str]:
     rows = cells(table)
     words = [all(isinstance(value, str) for value in column) for column in zip(*table.rows, strict=True)]
     rule = [":---" if word else "---:" for word in words or [True] * len(table.columns)]
-    lines = [[_line(name) for name in table.columns], rule, *(map(_line, row) for row in rows)]
+    lines = [map(_words, table.columns), rule, *(map(_words, row) for row in rows)]
     yield "\n".join("| " + " | ".join(line) + " |" for line in lines)
     yield note(rows)
 
@@ -59,14 +59,14 @@ def _left_out(report: Report) -> Iterator[str]:
 
 
 def _reading(number: int, reading: Reading) -> Iterator[str]:
-    yield f"### {number}. {_line(reading.title)}"
+    yield f"### {number}. {_words(reading.title)}"
     facts = {name: shown(value) for name, value in reading.facts.items()}
     tags = {"subsets": ", ".join(reading.tags)} if reading.tags else {}
-    yield _list(f"{_line(name)}: {_line(value)}" for name, value in (facts | tags).items())
+    yield _list(f"{_line(name)}: {_words(value)}" for name, value in (facts | tags).items())
     yield "Prompt:"
     yield _fenced(reading.prompt)
     for index, response in enumerate(reading.responses):
-        mark = f" ({_line(reading.marks[index])})" if index < len(reading.marks) and reading.marks[index] else ""
+        mark = f" ({_words(reading.marks[index])})" if index < len(reading.marks) and reading.marks[index] else ""
         yield f"Response {index + 1}{mark}:"
         yield _fenced(response)
     if reading.rationale:
@@ -74,10 +74,14 @@ def _reading(number: int, reading: Reading) -> Iterator[str]:
         yield _fenced(reading.rationale)
 
 
+def _words(text: str) -> str:
+    """Text that means nothing to Markdown within a line."""
+    return _ACTIVE.sub(r"\\\g<0>", " ".join(text.split()))
+
+
 def _line(text: str) -> str:
-    """One line of text that means nothing to Markdown."""
-    escaped = _ACTIVE.sub(r"\\\1", " ".join(text.split()))
-    return _FIRST.sub(lambda found: f"\\{found[1]}" if found[1] else f"{found[2]}\\{found[3]}", escaped)
+    """The same for a line of its own, which could also begin as a list or a heading does."""
+    return _FIRST.sub(r"\1\\\2", _words(text))
 
 
 def _list(lines: Iterator[str] | Sequence[str]) -> str:

@@ -1,9 +1,9 @@
 """The report as one file of HTML that asks nobody for anything, beside its twins in Markdown and JSON.
 
-Charts are drawn when the report is written, as SVG inside of the page. Shipping Vega instead would make every chart
-interactive, and every page a megabyte heavier, blank without scripts and on slow phones, and in need of `unsafe-eval`;
-as it is, the page prints well, the only script is the few lines of `page.js` that go through the readings, and the page's
-own policy lets nothing else run or load. Whoever wants to redraw a chart finds its Vega-Lite spec in `report.json`.
+Charts are drawn when the report is written, as SVG inside of the page. To ship Vega instead would make them
+interactive, and each page a megabyte heavier, blank without scripts, slow on phones and in need of `unsafe-eval`. As it
+is the page prints well, its only script is the few lines of `page.js` that go through the readings, and its own policy
+lets nothing else run or load. Whoever wants to redraw a chart finds its Vega-Lite spec in `report.json`.
 
 All readings are plain HTML: without scripts they are all there, and the browser's own search finds them.
 """
@@ -96,7 +96,9 @@ def drawn(chart: Mapping[str, Any], title: str) -> Markup:
 def _dark() -> str:
     """Charts are drawn in the colours of paper; on a dark screen each becomes its counterpart."""
     rules = [
-        f'  .chart [{what}="{paper}"] {{ {what}: {dark}; }}' for paper, dark in COLORS.items() for what in ("fill", "stroke")
+        f'  .chart [{what}="{paper}"] {{ {what}: {dark}; }}'
+        for paper, dark in COLORS.items()
+        for what in ("fill", "stroke")
     ]
     return "\n@media screen and (prefers-color-scheme: dark) {\n" + "\n".join(rules) + "\n}\n"
 

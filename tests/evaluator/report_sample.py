@@ -22,10 +22,10 @@ _QUESTIONS = (
     ("Draft three titles for a talk on the history of lighthouses.", "writing"),
 )
 _SHORT = (
-    "Give it six hours of light, water it from below when the top of the soil is dry, and pinch out the tips each week.",
+    "Give it six hours of light, water it from below when the top of the soil is dry, and pinch out its tips.",
     "Talk to them first: many owners do not know. Keep a diary of times, and write to the council if nothing changes.",
     "The society will mend the shared pump in May. The rent stays as it is; two plots are free.",
-    "Rain washes tiny bits of salt out of rocks. Rivers carry it to the sea, the sun takes the water back, the salt stays.",
+    "Rain washes salt out of rocks. Rivers carry it to the sea, the sun takes the water back, the salt stays.",
 )
 _LONG = (
     "There are several things to think about here, and each of them matters.\n\n"
@@ -35,7 +35,7 @@ _LONG = (
     "If none of this works after a few weeks, it may be time to begin again with another plan. "
     "Remember that everyone's circumstances are different, and that what is right for one is not right for all.",
     "Certainly! I would be delighted to help. The matter has been studied at length, and experts do not all agree. "
-    "On the one hand there are good reasons to wait; on the other hand waiting has costs of its own. In short, it depends, "
+    "On the one hand there are good reasons to wait; on the other hand waiting has costs of its own. It depends, "
     "and you should weigh what is important to you before you decide.",
 )
 
@@ -45,7 +45,7 @@ def sample(readings: int = 60) -> Report:
     return Report(
         title="How well does small-judge-8b agree with your raters?",
         headlines=(
-            "It agrees with the majority of people on 71.4 % of 1,204 comparisons [68.8, 73.9]; a coin would on half of them.",
+            "It agrees with the majority of people on 71.4 % of 1,204 comparisons [68.8, 73.9]; a coin would on half.",
             "Two of your own raters agree with each other on 74.0 % [71.1, 76.6]: the labeler is almost one of them.",
             "It is too sure of itself: where it says 95 %, it is right in 81 % of cases.",
             "It picks the longer response in 64 % of cases, people in 57 %.",
@@ -165,7 +165,9 @@ def _reading(index: int, rng: random.Random) -> Reading:
         responses=(short + (f" {HACK}" if index == 0 else ""), long),
         marks=("people", f"labeler {100 * p:.0f} %"),
         facts={"p": 1 - p, "confidence": p, "votes": "1, 1, 1", "id": f"{rng.getrandbits(64):016x}"},
-        rationale="Response 2 names more steps and is more thorough, so it is the more helpful one." if index % 3 else None,
+        rationale="Response 2 names more steps and is more thorough, so it is the more helpful one."
+        if index % 3
+        else None,
         tags=(subset, *(("longer wins",) if len(long) > 3 * len(short) else ())),
         weight=p,
     )
