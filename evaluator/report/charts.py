@@ -7,7 +7,7 @@ Colours come from `COLORS` alone, since the page repaints each of them for dark 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
@@ -38,7 +38,7 @@ def reliability(bins: Sequence[tuple[float, Interval]]) -> Spec:
     """Accuracy against confidence; on the dashed line a probability means what it says. A dot's area is its count."""
     alt = _altair()
     rows = [{"confidence": _finite(confidence), **_row(accuracy)} for confidence, accuracy in bins]
-    least = 0.5 if all(confidence >= 0.5 for confidence, _ in bins) else 0.0
+    least = _least([confidence for confidence, _ in bins])
     x = alt.X("confidence:Q", title="confidence", axis=alt.Axis(format=SHARES), scale=alt.Scale(domain=[least, 1]))
     ideal = alt.Chart(_data([{"confidence": at, "value": at} for at in (least, 1.0)]))
     seen = alt.Chart(_data(rows)).encode(x=x)
@@ -111,11 +111,11 @@ def matrix(
 
 
 def histogram(values: Sequence[float], label: str, *, bins: int = 20, numbers: str = SHARES) -> Spec:
-    """How many values lie where. A share's bins go from 0 to 1."""
+    """How many values lie where. Bins of shares go from 0 to 1, of confidences from .5."""
     alt = _altair()
     known = np.array([each for each in values if isfinite(each)], dtype=np.float64)
     share = numbers.endswith("%") and bool(((known >= 0) & (known <= 1)).all())
-    counts, edges = np.histogram(known, bins=bins, range=(0.0, 1.0) if share else None)
+    counts, edges = np.histogram(known, bins=bins, range=(_least(known), 1.0) if share else None)
     rows = [
         {"low": float(low), "high": float(high), "count": int(count)}
         for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
@@ -143,7 +143,13 @@ def lines(
     dashes = [_DASHES[index % len(_DASHES)] for index in range(len(names))]
     legend = None
     if len(names) > 1:
-        line = {"symbolType": "stroke", "symbolOpacity": 1, "symbolStrokeWidth": 2, "symbolFillColor": "transparent"}
+        line = {
+            "symbolType": "stroke",
+            "symbolOpacity": 1,
+            "symbolStrokeWidth": 2,
+            "symbolSize": 300,
+            "symbolFillColor": "transparent",
+        }
         legend = alt.Legend(orient="top", title=None, labelLimit=180, columns=2, **line)
     base = alt.Chart(_data(rows)).encode(
         x=alt.X("x:Q", title=x, axis=alt.Axis(), scale=alt.Scale(zero=False, nice=False)),
@@ -203,6 +209,11 @@ def _row(interval: Interval) -> dict[str, float | None]:
     return {"value": value, "low": low, "high": high, "n": interval.n, "end": value if high is None else high}
 
 
+def _least(shares: Iterable[float]) -> float:
+    """Where an axis of shares begins: a confidence is never below .5."""
+    return 0.5 if all(share >= 0.5 for share in shares) else 0.0
+
+
 def _exactly(value: float) -> Interval:
     return Interval(value, float("nan"), float("nan"), 1)
 
@@ -220,7 +231,15 @@ def _spec(chart: Any, height: Any) -> Spec:
         "titleFontSize": 12,
         "titleFontWeight": "normal",
     }
-    line = {"domainColor": RULE, "tickColor": RULE, "gridColor": RULE, "gridOpacity": 0.7, "labelPadding": 6}
+    line = {
+        "domainColor": RULE,
+        "tickColor": RULE,
+        "gridColor": RULE,
+        "gridOpacity": 0.7,
+        "labelPadding": 6,
+        "labelFlush": False,
+        "tickCount": 6,
+    }
     sized = chart.properties(width=WIDTH, height=height).configure(
         font="Helvetica, Arial, sans-serif",  # Liberation Sans, with which charts are measured, has the same widths
         aria=False,  # the page names the picture; here names of axes would become code

@@ -11,7 +11,7 @@ from evaluator.report.document import Cell, Table
 
 MISSING = "–"
 _DASH = re.compile(rf"^{MISSING}$|[\[ ]{MISSING}[\],]")
-NOTE = f"{MISSING}: the data cannot say."
+NOTE = f"{MISSING} where the data cannot say."
 
 
 def shown(value: Cell) -> str:
