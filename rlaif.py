@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from itertools import chain
 from pathlib import Path
@@ -21,11 +22,12 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
 from data.errors import RlaifError
+from evaluator.commands import Found
+from evaluator.commands import app as evaluate
 from labeler.options import Limits, Options, Remote, Running
 
 if TYPE_CHECKING:
     from data.records import Comparison
-    from evaluator.alignment import Alignment
     from labeler.opening import Reach
     from labeler.projection import Projection
 
@@ -46,7 +48,6 @@ app = App(
     version=lambda: _version(),
     version_flags=["--version"],
 )
-evaluate = App(name="evaluate", help="Compare labels with people's votes; every number has a 95 % interval.")
 app.command(evaluate)
 models_app = App(name="models", help="List the models that a name can mean, or fetch one.")
 app.command(models_app)
@@ -99,9 +100,9 @@ def score(responses: str, /, *, asking: Asking) -> int:
     Parameters
     ----------
     responses
-        A file of prompts with one response each.
+        A file of prompts with one response each, or of comparisons, whose responses are scored one by one.
     """
-    from data.reading import responses as read
+    from data.reading import each_response as read
     from data.records import Score
     from labeler.score import Scorer
 
@@ -122,41 +123,6 @@ def rank(comparisons: str, /, *, asking: Asking) -> int:
     from labeler.ranking import Ranker
 
     return _job(Ranker, Ranking, read(comparisons, asking.running.columns), comparisons, asking)
-
-
-@evaluate.command
-def alignment(
-    labels: str,
-    /,
-    *,
-    human: str,
-    columns: str | None = None,
-    by: str | None = None,
-    json: bool = False,
-) -> int:
-    """How often do labels agree with people, and how often do they just follow the position?
-
-    Parameters
-    ----------
-    labels
-        What `rlaif label` wrote.
-    human
-        Comparisons with votes; joined by id. Rows with the same id put their votes together.
-    columns
-        As for `rlaif label`.
-    by
-        Also for each value of this column of the human file.
-    json
-        Print one JSON object.
-    """
-    from evaluator.text import alignment_lines
-
-    result = _aligned(labels, human, columns, by)
-    if json:
-        _print_json(result.json())
-    else:
-        print(_visible("\n".join(alignment_lines(result))))
-    return OK
 
 
 @app.command
@@ -379,15 +345,19 @@ def _reach(model: str, remote: Remote, limits: Limits) -> Reach:
     return Reach(remote.base_url, keys, limits, given(remote.price) if remote.price else None)
 
 
-def _aligned(labels: str, human: str, columns: str | None, by: str | None) -> Alignment:
-    from data.labels import failures
-    from data.labels import labels as read_labels
-    from data.reading import comparisons as read
-    from data.reading import merged_votes
-    from evaluator.alignment import evaluate as compare
+def _found(found: Found, words: Sequence[str]) -> int:
+    """Print an evaluation, and write its report where one is wanted."""
+    if found.looking.json:
+        _print_json(found.numbers)
+    else:
+        print(_visible("\n".join(found.lines)))
+    if (folder := found.looking.report) is not None:
+        from evaluator.report.page import write
 
-    known = merged_votes(read(human, columns))
-    return compare(read_labels(labels), known, failures=failures(labels), by=by)
+        facts = {"command": shlex.join(["rlaif", *words]), "rlaif-service": _version(), **found.facts()}
+        page = found.page()
+        _say(f"report: {write(replace(page, facts={**facts, **page.facts}), folder)}")
+    return OK
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -397,6 +367,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+        if isinstance(status, Found):
+            status = _found(status, words)
         sys.stdout.flush()  # here, so that a reader who left early is met below and not at exit
     except CycloptsError:
         sys.exit(USAGE)

@@ -42,7 +42,7 @@ def games(source: str, columns: str | None = None, where: Iterable[str] = ()) ->
 
 
 def _table(source: str) -> tuple[str, str] | None:
-    row = next((each.row for each in tables.read(source) if not isinstance(each.row, BadRow)), {})
+    row = _first(source)
     if "winner" not in row or "prompt" in row:
         return None
     return next((pair for pair in TABLES if all(name in row for name in pair)), None)
@@ -94,7 +94,7 @@ def _results(vote: Vote, count: int) -> Iterator[tuple[int, int, float]]:
         yield 0, 1, vote.p
     elif vote.choice == "tie":
         yield from ((i, j, 0.5) for i in range(count) for j in range(i + 1, count))
-    elif isinstance(vote.choice, int):
+    else:
         # in the order of the row, so that the pair keeps its sides
         for other in range(count):
             if other != vote.choice:
@@ -115,8 +115,14 @@ def of_labels(labels: Iterable[Label], rows: Mapping[str, Comparison] | None) ->
 
 def is_labels(source: str) -> bool:
     """Whether a file holds labels, by its first row."""
-    row: Mapping[str, Any] = next((each.row for each in tables.read(source) if not isinstance(each.row, BadRow)), {})
-    return "p" in row and "orders" in row
+    return {"p", "orders"} <= _first(source).keys()
+
+
+def _first(source: str) -> Mapping[str, Any]:
+    for each in tables.read(source):
+        if not isinstance(each.row, BadRow):
+            return each.row
+    return {}
 
 
 def _names(row: Comparison) -> tuple[str, ...]:

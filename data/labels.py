@@ -9,7 +9,8 @@ from pathlib import Path
 from data import tables
 from data.errors import FileError, RowError
 from data.records import Label, make
-from data.tables import BadRow
+from data.sources import llmbar
+from data.tables import BadRow, Fields
 
 
 def labels(source: str) -> Iterator[Label]:
@@ -21,9 +22,15 @@ def labels(source: str) -> Iterator[Label]:
         if isinstance(each.row, BadRow):
             raise FileError(f"{source}:{each.number}: {each.row.message}")
         try:
-            yield make(Label, {name: value for name, value in each.row.items() if name in Label.model_fields})
+            yield _label(each.row)
         except RowError as error:
             raise FileError(f"{source}:{each.number}: not a label (made by `rlaif label`): {error}") from None
+
+
+def _label(fields: Fields) -> Label:
+    if llmbar.matches(frozenset(fields)):
+        return llmbar.read(fields)
+    return make(Label, {name: value for name, value in fields.items() if name in Label.model_fields})
 
 
 def failures(source: str) -> dict[str, int]:

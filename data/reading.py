@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from data import tables
-from data.errors import FileError, RowError
+from data.errors import FileError, RlaifError, RowError
 from data.records import Comparison, Failure, Response, Vote
 from data.sources import COMPARISON_SHAPES, RESPONSE_SHAPES, columns
 from data.sources.shape import Shape
@@ -39,6 +39,31 @@ def responses(source: str, named: str | None = None) -> Iterator[Response | Fail
     for row in open_responses(source, named).rows:
         if isinstance(row, Response | Failure):
             yield row
+
+
+def each_response(source: str, named: str | None = None) -> Iterator[Response | Failure]:
+    """The single responses of a file, or of its comparisons one by one: `ID#0`, `ID#1`, ... Raises FileError."""
+    try:
+        rows = responses(source, named)
+        first = next(rows, None)
+    except (FileError, RlaifError) as error:
+        try:
+            yield from (each for row in comparisons(source, named) for each in _singly(row))
+        except (FileError, RlaifError):
+            raise error from None
+        return
+    if first is not None:
+        yield from chain([first], rows)
+
+
+def _singly(row: Comparison | Failure) -> Sequence[Response | Failure]:
+    if isinstance(row, Failure):
+        return [row]
+    names = row.models or (None,) * len(row.responses)
+    return [
+        Response(id=f"{row.id}#{at}", prompt=row.prompt, response=response, model=name, meta=row.meta)
+        for at, (response, name) in enumerate(zip(row.responses, names, strict=True))
+    ]
 
 
 def open_comparisons(source: str, named: str | None = None) -> Reading:

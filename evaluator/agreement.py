@@ -15,6 +15,7 @@ import numpy as np
 from evaluator.ballots import Ballots
 from evaluator.intervals import (
     Array,
+    IntArray,
     Interval,
     NoDataError,
     intervals_json,
@@ -118,8 +119,8 @@ def cohen_kappa(tables: Array) -> Array:
 
 def weighted_kappa(tables: Array) -> Array:
     """Cohen's kappa with linear weights (1968), for classes in their order: a near miss counts less."""
-    places = np.arange(tables.shape[1])
-    return _kappa(tables, np.abs(places[:, None] - places[None, :]).astype(np.float64))
+    places = np.arange(float(tables.shape[1]))
+    return _kappa(tables, np.abs(places[:, None] - places[None, :]))
 
 
 def _kappa(tables: Array, distance: Array) -> Array:
@@ -231,7 +232,7 @@ def _tables(ballots: Ballots) -> tuple[dict[str, Array], int]:
     raters, classes = len(ballots.raters), len(ballots.classes)
     order = np.lexsort((ballots.rater, ballots.item))
     item, rater, choice = ballots.item[order], ballots.rater[order], ballots.choice[order]
-    cells: list[Array] = []
+    cells: list[IntArray] = []
     for apart in range(1, raters):
         same = item[apart:] == item[:-apart]
         if not same.any():
@@ -247,11 +248,10 @@ def _tables(ballots: Ballots) -> tuple[dict[str, Array], int]:
     largest = sorted(sizes, key=lambda pair: (-sizes[pair], pair))
     tables: dict[str, Array] = {}
     for pair in sorted(largest[:MOST_PAIRS]):
-        low, high = np.searchsorted(found, [pair * classes**2, (pair + 1) * classes**2])
-        table = np.zeros(classes**2)
-        table[found[low:high] - pair * classes**2] = counts[low:high]
+        own = found // classes**2 == pair
+        table = np.bincount(found[own] % classes**2, counts[own], classes**2)
         first, second = divmod(pair, raters)
-        tables[f"{ballots.raters[first]} & {ballots.raters[second]}"] = table.reshape(classes, classes)
+        tables[f"{ballots.raters[first]} & {ballots.raters[second]}"] = table.reshape(classes, classes).astype(float)
     return tables, max(0, len(sizes) - MOST_PAIRS)
 
 

@@ -62,7 +62,8 @@ class Yardstick:
 
 @dataclass(frozen=True)
 class Versus:
-    """Another labeler on the same items: `difference` is how much more often the first is right."""
+    """Another labeler on the same items: `difference` is how much more often the first is right; `only_first` counts
+    the items on which it is righter."""
 
     alignment: Interval
     difference: Interval
@@ -71,7 +72,7 @@ class Versus:
     only_second: int
 
     def json(self) -> dict[str, Any]:
-        counts = {"only_first_right": self.only_first, "only_second_right": self.only_second}
+        counts = {"first_righter": self.only_first, "second_righter": self.only_second}
         told = {"alignment": self.alignment.json(), "difference": self.difference.json()}
         return {**told, "p_value": self.p_value, "test": "McNemar, exact", **counts}
 
@@ -176,7 +177,7 @@ def evaluate(
         same_position=_share(label.same_position for label, _ in joined),
         first_position=_share(_first(label) for label, _ in joined if label.same_position),
         consistent=_share(_consistent(label) for label, _ in joined),
-        first_shown=_first_shown([label for label, _ in joined]),
+        first_shown=first_shown([label for label, _ in joined]),
         both_right=_both_right(decided),
         orders=_orders(decided),
         kappa=table_interval(confusion(_sides(p), best, 3), cohen_kappa),
@@ -313,7 +314,7 @@ def _side(label: Label, at: int) -> int:
     return TIE if order.p_first == 0.5 else int((order.p_first < 0.5) == (at == 0))
 
 
-def _first_shown(labels: Sequence[Label]) -> Interval | None:
+def first_shown(labels: Sequence[Label]) -> Interval | None:
     """The share of all verdicts, of either order, that chose what was shown first; a label's two go together."""
     said = [[order.p_first for order in label.orders if order.mass > 0] for label in labels if len(label.orders) == 2]
     rows = np.array([(sum(0.5 if p == 0.5 else float(p > 0.5) for p in each), len(each)) for each in said if each])
@@ -382,8 +383,8 @@ def _versus(decided: Sequence[Judged], right: Array, versus: Iterable[Label]) ->
         mean_interval(second),
         difference(first, second),
         mcnemar(first, second),
-        int(((first == 1) & (second == 0)).sum()),
-        int(((first == 0) & (second == 1)).sum()),
+        int((first > second).sum()),
+        int((first < second).sum()),
     )
 
 

@@ -119,3 +119,14 @@ def _kind(rating: Rating) -> str:
 
 def _class(rating: Rating) -> str:
     return rating.label if rating.label is not None else HARMFUL if rating.harmful else HARMLESS
+
+
+def by_prompt(rows: Iterable[Response | Failure]) -> dict[str, list[tuple[str, str, float]]]:
+    """(rater, response, score) of each prompt: what Kendall's W compares."""
+    found: dict[str, list[tuple[str, str, float]]] = {}
+    for row in rows:
+        if isinstance(row, Response):
+            prompt = str(row.prompt)
+            scored = [(each.rater, row.id, each.score) for each in row.ratings if each.score is not None]
+            found.setdefault(prompt, []).extend(scored)
+    return found

@@ -1,4 +1,4 @@
-"""What does a labeler fall for, and do people too? Each trait as the labeler's rate beside the people's, on the same items.
+"""What does a labeler fall for, and do people too? The labeler's rate beside the people's, trait by trait.
 
 A new trait is one function in TRAITS.
 """
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from data.records import Comparison, Label, Vote
-from evaluator.alignment import join
-from evaluator.intervals import Interval, NoDataError, intervals_json, mean_interval, ratio_interval
+from evaluator.alignment import first_shown, join
+from evaluator.intervals import Interval, NoDataError, mean_interval
+from evaluator.significance import difference
 
 _LIST = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)])\s+\S", re.MULTILINE)
 _MARKUP = re.compile(r"^#{1,6}\s|\*\*\S|```|^\|.*\|", re.MULTILINE)
@@ -64,7 +65,7 @@ class Preference:
 
 @dataclass(frozen=True)
 class BiasCard:
-    """`position`: how far the share of verdicts for what was shown first lies from one half."""
+    """`position` is the share of verdicts, of both orders, for what was shown first: one half has no leaning."""
 
     position: Interval | None
     same_position: Interval | None
@@ -73,8 +74,8 @@ class BiasCard:
 
     def json(self) -> dict[str, Any]:
         return {
-            **intervals_json({"position": self.position} if self.position else {}),
-            **intervals_json({"same_position": self.same_position} if self.same_position else {}),
+            "position": self.position and self.position.json(),
+            "same_position": self.same_position and self.same_position.json(),
             "traits": {name: each.json() for name, each in self.traits.items()},
             "models": {name: each.json() for name, each in self.models.items()},
         }
@@ -86,17 +87,12 @@ def card(labels: Iterable[Label], human: Mapping[str, Comparison]) -> BiasCard:
     joined = [(label, row) for label, row in joined if len(row.responses) == 2]
     if not joined:
         raise NoDataError("no label is about a comparison of two responses")
-    firsts = np.array(
-        [(sum(order.p_first > 0.5 for order in each) + 0.5 * sum(order.p_first == 0.5 for order in each), len(each))
-         for label, _ in joined if len(each := [order for order in label.orders if order.mass > 0]) == 2],
-        dtype=np.float64,
-    ).reshape(-1, 2)  # fmt: skip
     same = np.array([float(label.same_position) for label, _ in joined if label.same_position is not None])
     names = sorted({name for _, row in joined for name in row.models or ()})
     found = {name: _preference(joined, trait) for name, trait in TRAITS.items()}
     own = {name: _preference(joined, _by(name)) for name in names}
     return BiasCard(
-        ratio_interval(firsts[:, 0] - firsts[:, 1] / 2, firsts[:, 1]) if len(firsts) else None,
+        first_shown([label for label, _ in joined]),
         mean_interval(same) if len(same) else None,
         {name: each for name, each in found.items() if each is not None},
         {name: each for name, each in own.items() if each is not None},
@@ -124,7 +120,7 @@ def _preference(joined: Sequence[tuple[Label, Comparison]], trait: Trait) -> Pre
         return None
     pairs = np.array(both).reshape(-1, 2)
     human = mean_interval(pairs[:, 1]) if len(pairs) else None
-    apart = mean_interval(pairs[:, 0] - pairs[:, 1]) if len(pairs) else None
+    apart = difference(pairs[:, 0], pairs[:, 1]) if len(pairs) else None
     return Preference(mean_interval(np.array(said)), human, apart)
 
 

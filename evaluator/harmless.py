@@ -282,7 +282,9 @@ def _differences(models: Mapping[str, _Model]) -> list[Difference]:
         else:
             a, b = (np.array(list(each.values())) for each in (one, two))
             apart = newcombe(mean_interval(a), mean_interval(b))
-            found.append((first, second, apart, fisher(np.round(a), np.round(b)), False))
+            found.append(
+                (first, second, apart, fisher((a >= 0.5).astype(np.float64), (b >= 0.5).astype(np.float64)), False)
+            )
     adjusted = holm([p for _, _, _, p, _ in found])
     return [Difference(*each[:4], better, each[4]) for each, better in zip(found, adjusted, strict=True)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,9 +101,10 @@ def _kinds(rows: Array) -> tuple[Array, Array]:
     """The different rows, and how many there are of each: a million votes are a few kinds."""
     if len(rows) <= MOST_KINDS:
         return rows, np.ones(len(rows))
-    shadow = rows @ np.random.default_rng(1).random(rows.shape[1])  # two rows meet in one number only by a miracle
-    _, at, counts = np.unique(shadow, return_index=True, return_counts=True)
-    return (rows[at], counts.astype(np.float64)) if len(at) <= MOST_KINDS else (rows, np.ones(len(rows)))
+    mixed = np.random.default_rng(1).random(int(rows.shape[1]))
+    shadow = rows @ mixed  # two rows meet in one number only by a miracle
+    _, places, counts = np.unique(shadow, return_index=True, return_counts=True)
+    return (rows[places], counts.astype(np.float64)) if len(places) <= MOST_KINDS else (rows, np.ones(len(rows)))
 
 
 def _normal_sums(rows: Array, rng: np.random.Generator) -> Array:
@@ -128,7 +128,7 @@ def normal_interval(value: float, influences: Array) -> Interval:
 def cluster_sums(cluster: IntArray, columns: Array) -> Array:
     """The columns (n, d) summed over what belongs together (C, d); clusters are numbered from 0."""
     size = int(cluster.max()) + 1 if len(cluster) else 0
-    return np.column_stack([np.bincount(cluster, weights=column, minlength=size) for column in columns.T])
+    return np.column_stack([np.bincount(cluster, column, size) for column in columns.T]).astype(np.float64)
 
 
 def _ratio(sums: Array) -> Array:

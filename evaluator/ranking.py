@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranke
     weight = (PRIOR if note else 0.0) if prior is None else prior
     strengths = bradley_terry(table, weight)
     spread = _spread(results, strengths, table, weight)
-    order = np.argsort(-strengths, kind="stable").tolist()
+    order: list[int] = np.argsort(-strengths, kind="stable").tolist()
     names, met = results.models, (table + table.T)
     shares = np.exp(strengths - strengths.max())
     shares /= shares.sum()
@@ -78,7 +78,10 @@ def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranke
                 int(met[i].sum()),
             ),
             Interval(
-                *(float(INITIAL + POINTS * (centred[i] + side * of_mean[i])) for side in (0, -1, 1)), int(met[i].sum())
+                float(INITIAL + POINTS * centred[i]),
+                float(INITIAL + POINTS * (centred[i] - of_mean[i])),
+                float(INITIAL + POINTS * (centred[i] + of_mean[i])),
+                int(met[i].sum()),
             ),
         )
         for i in order
@@ -105,19 +108,18 @@ def bradley_terry(wins: Array, prior: float = 0.0) -> Array:
     """
     met = wins + wins.T
     size, won = len(wins), wins.sum(1) + prior / 2
-    strengths = np.zeros(size)
+    strengths: Array = np.zeros(size)
+    far = np.inf
     for _ in range(STEPS):
         chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
         imagined = 0.5 * (1 + np.tanh(strengths / 2))
-        pull = won - (met * chance).sum(1) - prior * imagined
-        step = np.linalg.lstsq(_curvature(met, chance, imagined, prior), pull, rcond=None)[0]
-        step *= min(1.0, 2 / max(np.abs(step).max(), 1e-300))
-        strengths = strengths + step
-        if np.abs(step).max() < CLOSE:
-            return strengths - strengths.mean()
-        if np.abs(strengths).max() > 500:
+        pull: Array = won - (met * chance).sum(1) - prior * imagined
+        step = cast("Array", np.linalg.lstsq(_curvature(met, chance, imagined, prior), pull, rcond=None)[0])
+        far = float(np.abs(step).max())
+        strengths = strengths + step * min(1.0, 2 / max(far, 1e-300))
+        if far < CLOSE or np.abs(strengths).max() > 500:
             break
-    return np.full(size, np.nan) if np.abs(step).max() > 1e-6 else strengths - strengths.mean()
+    return strengths - strengths.mean() if far < 1e-6 else np.full(size, np.nan)
 
 
 def _curvature(met: Array, chance: Array, imagined: Array, prior: float) -> Array:
@@ -166,12 +168,12 @@ def _infinite(table: Array, models: tuple[str, ...]) -> str | None:
     from scipy.sparse import csr_array
     from scipy.sparse.csgraph import connected_components
 
-    groups, _ = connected_components(csr_array(table > 0), directed=True, connection="strong")
+    groups, _ = connected_components(csr_array((table > 0).astype(np.float64)), directed=True, connection="strong")
     if groups == 1:
         return None
-    apart, of = connected_components(csr_array(table + table.T > 0), directed=False)
+    apart, of = connected_components(csr_array(table + table.T), directed=False)
     if apart > 1:
-        few = [models[i] for i in np.flatnonzero(of == of[-1])[:5]]
+        few = [name for name, group in zip(models, of.tolist(), strict=True) if group == int(of[-1])][:5]
         return f"{apart} groups of models never met one another (one of them: {', '.join(few)})"
     met = table + table.T
     best = [models[i] for i in range(len(models)) if table[i].sum() == met[i].sum()]
@@ -208,7 +210,10 @@ def _average(results: Results, table: Array, reach: float) -> list[Interval]:
 def elo(results: Results, k: float = K) -> Array:
     """Ratings (M,) after all games in their order (Elo 1978): they depend on that order."""
     ratings = [INITIAL] * len(results.models)
-    for i, j, score in zip(results.first.tolist(), results.second.tolist(), results.score.tolist(), strict=True):
+    first: list[int] = results.first.tolist()
+    second: list[int] = results.second.tolist()
+    scores: list[float] = results.score.tolist()
+    for i, j, score in zip(first, second, scores, strict=True):
         step = k * (score - 1 / (1 + BASE ** ((ratings[j] - ratings[i]) / SCALE)))
         ratings[i] += step
         ratings[j] -= step
@@ -225,7 +230,7 @@ def _elo(results: Results, k: float) -> list[Interval]:
     ratings, rows = np.full((REPLAYS, len(value)), INITIAL), np.arange(REPLAYS)
     for games in drawn:
         i, j = results.first[games], results.second[games]
-        step = k * (results.score[games] - 1 / (1 + BASE ** ((ratings[rows, j] - ratings[rows, i]) / SCALE)))
+        step: Array = k * (results.score[games] - 1 / (1 + BASE ** ((ratings[rows, j] - ratings[rows, i]) / SCALE)))
         ratings[rows, i] += step
         ratings[rows, j] -= step
     low, high = np.quantile(ratings, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)

@@ -39,17 +39,18 @@ def collect(games: Iterable[Game | Failure]) -> Results:
         if game.first == game.second:
             alone += 1
             continue
-        first, second = (models.setdefault(name, len(models)) for name in (game.first, game.second))
+        first = models.setdefault(game.first, len(models))
+        second = models.setdefault(game.second, len(models))
         cluster = clusters.setdefault(game.cluster, len(clusters))
         item = items.setdefault(game.item, len(items))
-        rows.append((first, second, game.score, cluster, item, *(game.chars or (np.nan, np.nan))))
+        own, other = game.chars or (np.nan, np.nan)
+        rows.append((first, second, game.score, cluster, item, own, other))
     if not rows:
         why = f"all {alone} results are of a model against itself" if alone else "it has no votes, labels or winners"
         raise NoDataError(f"no result of one model against another: {why}")
-    first, second, score, cluster, item, *chars = np.array(rows, dtype=np.float64).T
-    whole = (each.astype(np.int64) for each in (first, second, cluster, item))
-    first, second, cluster, item = whole
-    return Results(tuple(models), first, second, score, _apart(cluster, item), item, np.column_stack(chars))
+    table = np.array(rows, dtype=np.float64)
+    first, second, cluster, item = (table[:, at].astype(np.int64) for at in (0, 1, 3, 4))
+    return Results(tuple(models), first, second, table[:, 2], _apart(cluster, item), item, table[:, 5:])
 
 
 def wins(results: Results) -> Array:
@@ -57,7 +58,7 @@ def wins(results: Results) -> Array:
     size = len(results.models)
     there = np.bincount(results.first * size + results.second, results.score, size * size)
     back = np.bincount(results.second * size + results.first, 1 - results.score, size * size)
-    return (there + back).reshape(size, size)
+    return (there + back).reshape(size, size).astype(np.float64)
 
 
 def _apart(cluster: IntArray, item: IntArray) -> IntArray:

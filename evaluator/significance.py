@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluator.intervals import LEVEL, Array, Interval, NoDataError, mean_interval
+from evaluator.intervals import LEVEL, Array, Interval, NoDataError, ratio_interval, wilson
 
 POWER = 0.8
 POINTS = (1, 2, 5, 10)
@@ -17,30 +17,35 @@ POINTS = (1, 2, 5, 10)
 def mcnemar(first: Array, second: Array) -> float:
     """The exact p-value of McNemar's test (1947): of the items on which the two differ, which way do they fall?
 
-    `first` and `second` are 1 where each was right on an item, else 0, (N,); half right is left out.
+    `first` and `second` say how right each was on an item, (N,): 1, 0, or .5 for a tie, which makes it a sign test.
     """
     from scipy.stats import binomtest
 
-    sure = np.isin(first, (0.0, 1.0)) & np.isin(second, (0.0, 1.0))
-    only_first = int((sure & (first > second)).sum())
-    only_second = int((sure & (first < second)).sum())
+    only_first, only_second = int((first > second).sum()), int((first < second).sum())
     apart = only_first + only_second
     return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
 def difference(first: Array, second: Array) -> Interval:
-    """How much more often the first is right, on the same items: the mean of the differences, resampled by item."""
-    if not len(first):
+    """How much more often the first is right, on the same items: the mean of the differences, resampled by item.
+
+    Where the two never differ, the bounds are what a difference that was not met yet could be (Wilson).
+    """
+    count = len(first)
+    if not count:
         raise NoDataError("no items that both answered")
-    return mean_interval(first - second)
+    if (first == second).all():
+        most = wilson(0.0, count)[1]
+        return Interval(0.0, -most, most, count)
+    return ratio_interval(first - second, np.ones(count))
 
 
 def fisher(first: Array, second: Array) -> float:
     """Fisher's exact p-value (1922) of two shares of different items, each 0 or 1."""
     from scipy.stats import fisher_exact
 
-    table = [[int(each.sum()), int(len(each) - each.sum())] for each in (first, second)]
-    return float(fisher_exact(table)[1])
+    table = np.array([[int(each.sum()), int(len(each) - each.sum())] for each in (first, second)])
+    return float(fisher_exact(table).pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

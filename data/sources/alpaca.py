@@ -46,8 +46,9 @@ def _votes(fields: Fields) -> tuple[Vote, ...]:
 def _vote(value: object, column: str, rater: object) -> tuple[Vote, ...]:
     """A verdict between 1 and 2 says how surely: 1 + the probability that output_2 is the better one."""
     found = vote(_verdict(value, column), rater)
-    sure = isinstance(value, float) and not value.is_integer()
-    return tuple(each.model_copy(update={"p": 2 - value}) for each in found) if sure else found
+    if isinstance(value, float) and not value.is_integer():
+        return tuple(each.model_copy(update={"p": 2 - value}) for each in found)
+    return found
 
 
 def _several(annotators: Any) -> tuple[Vote, ...]:

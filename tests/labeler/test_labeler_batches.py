@@ -6,9 +6,9 @@ The stand-in answers the rows of a batch in an order of its own. It counts what 
 from __future__ import annotations
 
 import asyncio
-import json
 import contextlib
 import itertools
+import json
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
