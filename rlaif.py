@@ -11,9 +11,10 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,6 +29,9 @@ from labeler.options import Limits, Options, Remote, Running
 
 if TYPE_CHECKING:
     from data.records import Comparison
+    from evaluator.ablation import Entry
+    from labeler.grid import Cell
+    from labeler.here import Job
     from labeler.opening import Reach
     from labeler.projection import Projection
 
@@ -123,6 +127,102 @@ def rank(comparisons: str, /, *, asking: Asking) -> int:
     from labeler.ranking import Ranker
 
     return _job(Ranker, Ranking, read(comparisons, asking.running.columns), comparisons, asking)
+
+
+@app.command
+def report(
+    labels: str,
+    /,
+    *,
+    human: str,
+    out: Annotated[Path, Parameter(help="The folder for report.html, report.md and report.json.")],
+    versus: str | None = None,
+    by: str | None = None,
+    columns: str | None = None,
+) -> Found:
+    """One page on a labeler: alignment, position, calibration, bias, cost, and the disagreements to read.
+
+    The same as `rlaif evaluate alignment ... --report OUT`; the other evaluations write their own with --report.
+
+    Parameters
+    ----------
+    labels
+        What `rlaif label` wrote.
+    human
+        Comparisons with votes.
+    versus
+        Another labeler's labels of the same comparisons.
+    by
+        Also for each value of this column, which the readings can be narrowed to.
+    columns
+        As for `rlaif label`.
+    """
+    from evaluator.commands import Looking, alignment
+
+    return alignment(labels, human=human, versus=versus, by=by, looking=Looking(columns=columns, report=out))
+
+
+@app.command
+def ablate(
+    comparisons: str,
+    /,
+    *,
+    tasks: str,
+    models: Annotated[str, Parameter(help="Models, separated by commas.")],
+    out: Annotated[
+        Path, Parameter(help="A folder: labels and journal of each cell, table.md, table.json, report.html.")
+    ],
+    shots: str = "0",
+    cot: Literal["no", "yes", "both"] = "no",
+    samples: str = "1",
+    options: Annotated[Options, Parameter(name="*", group=_ASKING)] | None = None,
+    running: Annotated[Running, Parameter(name="*", group=_RUNNING)] | None = None,
+    remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] | None = None,
+    limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] | None = None,
+) -> Found:
+    """What does each choice change? Label one set in every combination, and hold each against the first.
+
+    Paired tests on the same comparisons, corrected for their number; stopped, the same command goes on.
+
+    Parameters
+    ----------
+    comparisons
+        With people's votes.
+    tasks
+        Tasks, or TASK:PREAMBLE, separated by commas.
+    shots
+        Numbers of exemplars, separated by commas: 0,1,2.
+    cot
+        Without a rationale, with one, or both.
+    samples
+        Rationales per order (self-consistency), separated by commas.
+    """
+    from evaluator import pages
+    from evaluator.ablation import compare, markdown
+    from evaluator.commands import Looking
+    from labeler.grid import grid
+
+    running = running or Running()
+    cells = grid(_words(tasks), _words(models), _numbers("--shots", shots), cot, _numbers("--samples", samples))
+    asked = [
+        Asking(
+            task=cell.task,
+            model=cell.model,
+            out=out / f"{cell.file}.parquet",
+            options=cell.options(options or Options()),
+            running=running,
+            remote=remote or Remote(),
+            limits=limits or Limits(),
+        )
+        for cell in cells
+    ]
+    human = _votes(comparisons, running)
+    out.mkdir(parents=True, exist_ok=True)
+    result = compare(_labelled(cells, asked, comparisons), human)
+    (out / "table.md").write_text(markdown(result), encoding="utf-8")
+    (out / "table.json").write_text(json.dumps(result.json(), ensure_ascii=False) + "\n", encoding="utf-8")
+    looking = Looking(json=running.json, report=out if find_spec("altair") else None)
+    return Found(result.json(), markdown(result).splitlines(), lambda: pages.ablation(result), looking, [comparisons])
 
 
 @app.command
@@ -310,11 +410,9 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
     from labeler.commands import execute, project
-    from labeler.here import Job
 
     gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
-    reach = _reach(a.model, a.remote, a.limits)
-    job = Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
+    job = _job_of(source, a)
     if a.running.dry_run is not None:
         return _dry_run(*project(compile_task, rows, job), a)
     done = execute(compile_task, kind, rows, job, tables.count(source))
@@ -323,6 +421,57 @@ def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable
     for line in done.lines():
         _say(line)
     return SOME_FAILED if done.outcome.failed else OK
+
+
+def _labelled(cells: Sequence[Cell], asked: Sequence[Asking], source: str) -> Iterator[Entry]:
+    """Label each cell; one that is done costs nothing. All are checked before the first is asked."""
+    from data import tables
+    from data.labels import failures, labels
+    from data.reading import comparisons as read
+    from data.records import Label
+    from evaluator.ablation import Entry
+    from labeler.commands import execute
+    from labeler.preference import Labeler
+    from prompts.render import Style, pair_question
+    from prompts.task import load
+
+    for cell in cells:
+        pair_question(load(cell.task), Style(cell.shots, cell.cot))
+    for cell, a in zip(cells, asked, strict=True):
+        _say(f"{cell.name}:")
+        execute(Labeler, Label, read(source, a.running.columns), _job_of(source, a), tables.count(source))
+        found = list(labels(str(a.out))) if tables.count(str(a.out)) else []
+        yield Entry(cell.name, asdict(cell), found, failures(str(a.out)))
+
+
+def _votes(source: str, running: Running) -> dict[str, Comparison]:
+    """People's votes by id. Raises RlaifError where there are none: an ablation is held against them."""
+    from itertools import islice
+
+    from data.reading import comparisons, merged_votes
+
+    rows = merged_votes(islice(comparisons(source, running.columns), running.limit))
+    if not any(row.votes for row in rows.values()):
+        raise RlaifError(f"{source}: has no people's votes to hold the cells against; name the column with --columns")
+    return rows
+
+
+def _words(text: str) -> list[str]:
+    return [each.strip() for each in text.split(",") if each.strip()]
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isdecimal() for word in words):
+        raise RlaifError(f"{option} {text}: expected whole numbers separated by commas, for example 0,1,2")
+    return [int(word) for word in words]
+
+
+def _job_of(source: str, a: Asking) -> Job:
+    from labeler.here import Job
+
+    reach = _reach(a.model, a.remote, a.limits)
+    return Job(source, a.task, a.model, a.out, _cache(), a.options, a.running, reach, a.remote.budget)
 
 
 def _dry_run(found: Projection, prompt: str, a: Asking) -> int:

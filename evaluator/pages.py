@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from data.records import Comparison, Label, Prompt
 from data.where import cell
 from evaluator import text
+from evaluator.ablation import Ablation
 from evaluator.agreement import Agreement
 from evaluator.alignment import TIE, Alignment, join, majority
 from evaluator.bias import BiasCard
@@ -346,6 +347,58 @@ def reward_model(result: RewardModel) -> Report:
         sections.append(Section("Over-optimisation", figures=[figure]))
     headlines = [f"Pairwise accuracy: {text.percent(result.accuracy)}.", *text.reward_model_verdict(result)]
     return Report("Does the reward model order as people do?", headlines, sections, result=result.json())
+
+
+def ablation(result: Ablation) -> Report:
+    known = {row.name: row.alignment for row in result.rows if row.alignment is not None}
+    aligned = {name: each.alignment for name, each in known.items()}
+    apart = {row.name: row.versus.difference for row in result.rows if row.versus is not None}
+    position = {name: each.same_position for name, each in known.items() if each.same_position is not None}
+    columns = [
+        "cell",
+        "alignment",
+        "minus the first",
+        "p",
+        "p, Holm",
+        "same position",
+        "kappa",
+        "USD",
+        "s/label",
+        "failed",
+    ]
+    rows: list[list[Cell]] = [
+        [
+            row.name,
+            row.alignment and row.alignment.alignment,
+            row.versus and row.versus.difference,
+            row.versus and row.versus.p_value,
+            row.adjusted,
+            row.alignment and row.alignment.same_position,
+            row.alignment and row.alignment.kappa,
+            row.usd,
+            row.seconds,
+            float(row.failed),
+        ]
+        for row in result.rows
+    ]
+    sections = [
+        Section(
+            "Alignment with people",
+            [f"{row.name}: {row.why}" for row in result.rows if row.why],
+            [_shares("Each cell", "The line is what a coin would get.", aligned)] if aligned else [],
+            [Table(columns, rows)],
+        )
+    ]
+    if apart:
+        caption = "On the same comparisons; an interval that holds 0 shows no difference."
+        chart = charts.intervals(apart, "difference", reference=0.0, numbers="+.0%")
+        sections.append(
+            Section("Against the first", figures=[Figure("Minus the first cell", caption, chart, _numbers(apart))])
+        )
+    if position:
+        caption = "How often both orders get the same position: there the order decides, not the texts."
+        sections.append(Section("Position", figures=[_shares("Same position in both orders", caption, position, None)]))
+    return Report("What does each choice change?", text.ablation_verdict(result), sections, result=result.json())
 
 
 def _shares(title: str, caption: str, rows: Mapping[str, Interval], reference: float | None = COIN) -> Figure:

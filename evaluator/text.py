@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from evaluator.ablation import Ablation
 from evaluator.agreement import Agreement
 from evaluator.alignment import Alignment
 from evaluator.bias import BiasCard
@@ -355,6 +356,22 @@ def bias_verdict(card: BiasCard) -> list[str]:
             more = "more" if apart.value > 0 else "less"
             found.append(f"It prefers {name!r} {abs(100 * apart.value):.0f} points {more} often than people do.")
     return found or ["No leaning is shown that people do not share."]
+
+
+def ablation_verdict(result: Ablation) -> list[str]:
+    """Which cells differ from the first, and whether the best one is known to be the best."""
+    known = [row for row in result.rows if row.alignment is not None]
+    if not known:
+        return ["No cell has labels that can be held against people."]
+    best = max(known, key=lambda row: row.alignment.alignment.value if row.alignment else 0.0)
+    sure = [row for row in known if row.adjusted is not None and row.adjusted < 0.05]
+    found = [f"The highest alignment is that of {best.name}: {percent(best.alignment and best.alignment.alignment)}."]
+    if len(known) > 1:
+        found.append(
+            f"{len(sure)} of {len(known) - 1} cells differ from the first at 5 %, corrected for their number. "
+            "The best of many cells looks better than it is: confirm it on other comparisons."
+        )
+    return found
 
 
 def _counts(counts: Mapping[str, int]) -> str:
