@@ -21,6 +21,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
 from data.errors import RlaifError
+from evaluator.annotate.options import Options as Voting
 from labeler.options import Limits, Options, Remote, Running
 
 if TYPE_CHECKING:
@@ -156,6 +157,32 @@ def alignment(
         _print_json(result.json())
     else:
         print(_visible("\n".join(alignment_lines(result))))
+    return OK
+
+
+@app.command
+def annotate(
+    comparisons: str,
+    /,
+    *,
+    out: Path,
+    voting: Annotated[Voting, Parameter(name="*")] = Voting(),  # noqa: B008
+) -> int:
+    """Have people vote, on a web page of this machine: blind, by keyboard, each vote kept the moment it is given.
+
+    Parameters
+    ----------
+    comparisons
+        A file of comparisons with 2 to 9 responses, or with --harmful of single responses.
+    out
+        The votes so far, as comparisons in .jsonl. OUT.journal beside it keeps every vote.
+    """
+    try:
+        from evaluator.annotate.serving import annotate as serve
+    except ModuleNotFoundError as error:
+        raise RlaifError(f"a page needs {error.name}: pip install 'rlaif-service[serve]'") from None
+
+    serve(comparisons, out, voting, lambda line: print(_visible(line), flush=True))
     return OK
 
 
