@@ -14,6 +14,7 @@ document.addEventListener("keydown", (event) => {
   if (event.repeat || event.isComposing || event.ctrlKey || event.metaKey || event.altKey) return;
   const focused = event.target instanceof HTMLInputElement ? event.target.type : "";
   if (focused === "text" || (focused === "radio" && event.key.startsWith("Arrow"))) return; // keys of their own
+  if (focused === "radio" && event.key === "Enter") event.preventDefault(); // it would send the form, without a vote
   const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code); // also where a layout has digits on Shift
   const key = digit ? digit[1] : event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const control = document.querySelector(`[aria-keyshortcuts~="${CSS.escape(key)}"]`);
