@@ -48,7 +48,7 @@ def annotate(source: str, out: Path, options: Options, tell: Callable[[str], Non
         _serve(poll, out, options.host, listening, tell)
         _write(poll, out)
         judged = poll.votes()
-        tell(f"{sum(map(len, judged.values()))} votes on {len(judged)} of {len(items)} rows are in {out}")
+        tell(f"votes: {sum(map(len, judged.values()))}, on {len(judged)} of {len(items)} rows, in {out}")
 
 
 def _journal(source: str, out: Path) -> Path:
@@ -101,7 +101,7 @@ def _serve(poll: Poll, out: Path, host: str, listening: socket.socket, tell: Cal
         stop.set()
         await task  # not cancelled: what it has begun to write must not take the place of what is written after it
 
-    web = app(poll, {"localhost", host, _name(host)}, writing)
+    web = app(poll, {"localhost", host.lower(), _name(host).lower()}, writing)
     settings = uvicorn.Config(
         web, log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=3
     )

@@ -38,7 +38,7 @@ def test_killed_at_any_moment_everyone_goes_on_where_they_were(folder):
 def test_a_stopped_page_leaves_its_votes(folder, how):
     with page(folder, "in.jsonl", "--raters", "ann") as it:
         vote(it.links["ann"], choice="tie")
-        assert it.stop(how) == "1 votes on 1 of 6 rows are in votes.jsonl"
+        assert it.stop(how) == "votes: 1, on 1 of 6 rows, in votes.jsonl"
         assert it.process.returncode == 0
     assert [each["choice"] for (each,) in votes(folder).values()] == ["tie"]
 
