@@ -43,11 +43,12 @@ test-vllm: $(VLLM)/.installed
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -m kills tests/cli
 
-# The browser is Debian's own where there is none. The driver is a package; it brings no browser with it.
+# The driver is a package and brings no browser: Debian's own is installed where there is none and we may; else the tests are skipped.
 test-browser: $(STAMP)
 	$(VENV)/$(PIP) --editable '.[serve,report,dev]' -c constraints.txt
-	command -v chromium chromium-browser google-chrome >/dev/null || ! command -v apt-get >/dev/null || \
-		{ apt-get update && apt-get install --yes --no-install-recommends chromium; }
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		! command -v apt-get || test "$$(id -u)" != 0 || \
+		{ apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends chromium; }
 	$(BIN)/python -m pytest -m browser tests/browser
 
 $(CLIENTS)/.installed: pyproject.toml constraints.txt

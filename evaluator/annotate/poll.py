@@ -41,8 +41,8 @@ class Poll:
         self.items, self.changes = items, 0
         self._history, self._seed, self._file_order = history, options.shuffle_seed, options.file_order
         self.open = options.raters is None
-        admitted = dict(history.admit(each) for each in names(options.raters)) if options.raters else {}
-        self._tokens = {token: name for name, token in admitted.items()} if admitted else history.raters()
+        admitted = map(history.admit, names(options.raters)) if options.raters else ()
+        self._tokens = history.raters() if self.open else {token: known for known, token in admitted}
         self._standings: dict[str, Standing] = {}
         self.elsewhere = 0
         """Facts about texts that the file does not have, or not any more: they stay in the history."""

@@ -121,7 +121,7 @@ def _write(poll: Poll, out: Path) -> None:
 
 async def _keep_writing(poll: Poll, out: Path, tell: Callable[[str], None], stop: asyncio.Event) -> None:
     """Write the votes file while there is something new; from a thread, so that nobody waits for it."""
-    written, pause = poll.changes, PAUSE
+    written, pause = 0, PAUSE  # as it stood at the start, it is written already
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), pause)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import re
 import signal
 import socket
+import time
+from http.client import HTTPException
 from pathlib import Path
+from threading import Timer
 
 import pytest
 from annotating import get, page, start, vote, votes, write
@@ -32,6 +37,33 @@ def test_killed_at_any_moment_everyone_goes_on_where_they_were(folder):
     with page(folder, *words) as it:
         assert sum(map(len, votes(folder).values())) == 4, "written at the start, as the history has it"
         assert re.search(r"Undo: A", get(it.links["ann"]))
+
+
+def test_every_vote_that_was_answered_is_there_whenever_it_is_killed(folder):
+    rows = [{**ROWS[0], "id": f"row {n}", "prompt": f"Question {n}?"} for n in range(5000)]
+    write(folder / "in.jsonl", rows)
+    dice, answered = random.Random(0), 0
+    for _ in range(4):
+        with page(folder, "in.jsonl", "--raters", "ann") as it:
+            found = int(re.findall(r"(\d+) of 5000", get(it.links["ann"]))[0])
+            assert answered <= found <= answered + 1, "at most one was stored whose answer was lost"
+            answered = found
+            Timer(dice.uniform(0.05, 0.5), it.kill).start()
+            with contextlib.suppress(OSError, HTTPException):
+                while True:
+                    vote(it.links["ann"], choice="1")
+                    answered += 1
+    assert answered > 20
+
+
+def test_the_votes_are_written_while_people_vote(folder):
+    with page(folder, "in.jsonl", "--raters", "ann") as it:
+        vote(it.links["ann"], choice="0")
+        deadline = time.monotonic() + 20
+        while not (folder / "votes.jsonl").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert sum(map(len, votes(folder).values())) == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])

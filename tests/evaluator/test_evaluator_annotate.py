@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import json
 import re
@@ -18,13 +19,12 @@ from starlette.testclient import TestClient
 from data.errors import FileError, RlaifError
 from data.reading import comparisons, merged_votes, responses
 from data.records import Comparison, Response
-from evaluator.annotate import guard, options, order, pages, results
+from evaluator.annotate import guard, options, order, pages, results, serving
 from evaluator.annotate.app import app
 from evaluator.annotate.history import History
 from evaluator.annotate.items import Items
 from evaluator.annotate.options import Options
 from evaluator.annotate.poll import Poll
-from evaluator.annotate.serving import _journal
 from evaluator.annotate.verdicts import Standing, Verdict, verdict
 
 ORIGIN = "http://localhost:8000"
@@ -321,9 +321,30 @@ class TestFiles:
         out = tmp_path / "votes.jsonl"
         out.write_text("{}\n")
         with pytest.raises(FileError, match="not made by this command"):
-            _journal("in.jsonl", out)
+            serving._journal("in.jsonl", out)
         with pytest.raises(FileError, match="jsonl"):
-            _journal("in.jsonl", tmp_path / "votes.parquet")
+            serving._journal("in.jsonl", tmp_path / "votes.parquet")
+
+    def test_a_votes_file_that_cannot_be_written_now_is_written_later(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(serving, "PAUSE", 0.01)
+        monkeypatch.setattr(serving, "PATIENCE", 0.01)
+        folder, said = tmp_path / "full", list[str]()
+
+        async def run(poll: Poll) -> None:
+            stop = asyncio.Event()
+            task = asyncio.create_task(serving._keep_writing(poll, folder / "votes.jsonl", said.append, stop))
+            say(poll, "ann", "0")
+            while not said:
+                await asyncio.sleep(0.01)
+            folder.mkdir()
+            while not (folder / "votes.jsonl").exists():
+                await asyncio.sleep(0.01)
+            stop.set()
+            await task
+
+        with polling(tmp_path) as poll:
+            asyncio.run(asyncio.wait_for(run(poll), 20))
+        assert "the votes are safe in the journal" in said[0]
 
     def test_two_at_once_are_refused(self, tmp_path):
         with polling(tmp_path), pytest.raises(FileError, match="in use"), polling(tmp_path):
