@@ -23,6 +23,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
 from data.errors import RlaifError
+from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
 from labeler.options import Limits, Options, Remote, Running
@@ -223,6 +224,32 @@ def ablate(
     (out / "table.json").write_text(json.dumps(result.json(), ensure_ascii=False) + "\n", encoding="utf-8")
     looking = Looking(json=running.json, report=out if find_spec("altair") else None)
     return Found(result.json(), markdown(result).splitlines(), lambda: pages.ablation(result), looking, [comparisons])
+
+
+@app.command
+def annotate(
+    comparisons: str,
+    /,
+    *,
+    out: Path,
+    voting: Annotated[Voting, Parameter(name="*")] = Voting(),  # noqa: B008
+) -> int:
+    """Have people vote, on a web page of this machine: blind, by keyboard, each vote kept the moment it is given.
+
+    Parameters
+    ----------
+    comparisons
+        A file of comparisons with 2 to 9 responses, or with --harmful of single responses.
+    out
+        The votes so far, as comparisons in .jsonl. OUT.journal beside it keeps every vote.
+    """
+    try:
+        from evaluator.annotate.serving import annotate as serve
+    except ModuleNotFoundError as error:
+        raise RlaifError(f"a page needs {error.name}: pip install 'rlaif-service[serve]'") from None
+
+    serve(comparisons, out, voting, lambda line: print(_visible(line), flush=True))
+    return OK
 
 
 @app.command

@@ -20,6 +20,7 @@ COMMANDS = (
     "score",
     "rank",
     "evaluate alignment",
+    "annotate",
     "export",
     "check",
     "tasks",

@@ -11,7 +11,7 @@ import asyncio
 import json
 import sqlite3
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from data.errors import FileError
+from data.journals import guarded
 from labeler.backend import Likelihoods, Text, Usage
 
 _SCHEMA = """
@@ -228,23 +229,8 @@ class Journal:
             raise
         self._db.execute("COMMIT")
 
-    @contextmanager
-    def _guarded(self) -> Generator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise FileError(f"{self.path}: {_meaning(error)}") from error
-
-
-def _meaning(error: sqlite3.Error) -> str:
-    text = str(error)
-    if "locked" in text:
-        return "in use by another run of the same job; wait for it, or choose another --out"
-    if "not a database" in text:
-        return "is not a journal of this program; remove it or choose another --out"
-    if "full" in text or "disk I/O" in text:
-        return f"the disk is full or failing ({text}); free some space and run the same command again: it goes on"
-    return f"cannot be used: {text}"
+    def _guarded(self) -> AbstractContextManager[None]:
+        return guarded(self.path)
 
 
 def _thaw(kind: str, record: dict[str, Any]) -> Likelihoods | Text:

@@ -14,7 +14,8 @@ import prompts.answers, prompts.constitution, prompts.render, prompts.task
 import labeler.asking, labeler.backend, labeler.commands, labeler.export, labeler.fake, labeler.job, labeler.journal
 import labeler.opening, labeler.preference, labeler.ranking, labeler.score, labeler.wrappers
 import evaluator.agreement, evaluator.alignment, evaluator.calibration, evaluator.intervals, evaluator.text
-heavy = {"torch", "transformers", "polars", "scipy", "sklearn", "pandas", "datasets"}
+import evaluator.annotate.options, evaluator.annotate.poll, evaluator.annotate.results
+heavy = {"torch", "transformers", "polars", "scipy", "sklearn", "pandas", "datasets", "fastapi"}
 print(sorted(heavy.intersection(sys.modules)))
 """
 
@@ -37,7 +38,7 @@ def test_importing_everything_but_the_local_backend_imports_nothing_heavy(proces
 def test_help_needs_no_torch_and_lists_the_commands(process, without_torch: str):
     said = process("-m", "rlaif", "--help", PYTHONPATH=without_torch)
     assert (said.status, said.err) == (0, "")
-    for command in ("label", "score", "rank", "evaluate", "export", "tasks", "models", "check", "demo"):
+    for command in ("label", "score", "rank", "evaluate", "export", "tasks", "models", "check", "demo", "annotate"):
         assert f"│ {command} " in said.out
 
 
