@@ -2,9 +2,10 @@
 
     python benchmarks/metrics.py [--json] [--games N] [--comparisons N] [--rounds N]
 
-- bradley_terry: 100 models and a million games, drawn anew each round, in memory as lists of names and winners. Ours
-  numbers the models, counts wins and fits; so does evalica's, to the same convergence. Each side runs in a fresh
-  process, in turn, and counts only if both found the same strengths to 1e-6. `numbered` is the same without the names.
+- bradley_terry: 100 models and a million games, drawn anew each round, in memory as three lists: both models' numbers,
+  and who won. Both sides count wins and fit, to the same convergence, on one thread. Each runs in a fresh process, in
+  turn, and counts only if both found the same strengths to 1e-6. `from_names` are lists of names instead, which ours
+  takes as one record a game (with its prompt, for the intervals), as they come out of a file.
 - million_votes: 200,000 comparisons of 100 models with five raters each, and a label each, in Parquet. What a user
   runs: `rlaif evaluate alignment`, `agreement` and `ranking`, each a process of its own, from its start to its exit.
 """
@@ -77,7 +78,7 @@ def told(models: tuple[str, ...], strengths: Numbers) -> dict[str, float]:
     return dict(zip(models, (shares / shares.sum()).tolist(), strict=True))
 
 
-def ours(drawn: Drawn) -> tuple[float, dict[str, float]]:
+def ours_from_names(drawn: Drawn) -> tuple[float, dict[str, float]]:
     first, second, ended = names(drawn.first), names(drawn.second), drawn.ended.tolist()
     outcome = (1.0, 0.0, 0.5)
     gc.collect()
@@ -91,22 +92,24 @@ def ours(drawn: Drawn) -> tuple[float, dict[str, float]]:
     return time.perf_counter() - started, told(results.models, strengths)
 
 
-def ours_numbered(drawn: Drawn) -> tuple[float, dict[str, float]]:
-    models, at = tuple(f"model {each:03}" for each in range(MODELS)), np.arange(len(drawn.first))
-    score = np.array([1.0, 0.0, 0.5])[drawn.ended]
+def ours(drawn: Drawn) -> tuple[float, dict[str, float]]:
+    models = tuple(f"model {each:03}" for each in range(MODELS))
+    first, second, score = drawn.first.tolist(), drawn.second.tolist(), np.array([1.0, 0.0, 0.5])[drawn.ended].tolist()
+    gc.collect()
     started = time.perf_counter()
-    results = Results(models, drawn.first, drawn.second, score, at, at, np.empty((0, 2)))
+    at = np.arange(len(first))
+    results = Results(models, np.array(first), np.array(second), np.array(score), at, at, np.empty((0, 2)))
     strengths = bradley_terry(wins(results))
     return time.perf_counter() - started, told(models, strengths)
 
 
 def evalica(drawn: Drawn) -> tuple[float, dict[str, float]]:
-    return _evalica(names(drawn.first), names(drawn.second), drawn)
-
-
-def evalica_numbered(drawn: Drawn) -> tuple[float, dict[str, float]]:
     seconds, scores = _evalica(drawn.first.tolist(), drawn.second.tolist(), drawn)
     return seconds, {f"model {int(name):03}": each for name, each in scores.items()}
+
+
+def evalica_from_names(drawn: Drawn) -> tuple[float, dict[str, float]]:
+    return _evalica(names(drawn.first), names(drawn.second), drawn)
 
 
 def _evalica(first: list[Any], second: list[Any], drawn: Drawn) -> tuple[float, dict[str, float]]:
@@ -125,15 +128,16 @@ def _evalica(first: list[Any], second: list[Any], drawn: Drawn) -> tuple[float, 
 SIDES: dict[str, Callable[[Drawn], tuple[float, dict[str, float]]]] = {
     "ours": ours,
     "evalica": evalica,
-    "ours_numbered": ours_numbered,
-    "evalica_numbered": evalica_numbered,
+    "ours_from_names": ours_from_names,
+    "evalica_from_names": evalica_from_names,
 }
 
 
 def alone(side: str, games: int, seed: int) -> tuple[float, dict[str, float]]:
     """Seconds and shares of one side, in a process of its own."""
     words = [sys.executable, __file__, "--measure", side, str(games), str(seed)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None:
         raise SystemExit(f"{side} did not finish:\n{done.stderr[-3000:]}")
@@ -183,7 +187,7 @@ def votes(count: int) -> Iterator[tuple[list[dict[str, Any]], list[str], float]]
         yield cast, [f"model {one:03}", f"model {other:03}"], chance
 
 
-def write(folder: Path, count: int) -> tuple[Path, Path]:
+def write(paths: tuple[Path, Path], count: int) -> None:
     """Comparisons and labels, as Parquet, with short texts: reading them is part of what is measured."""
     import polars
 
@@ -200,10 +204,8 @@ def write(folder: Path, count: int) -> tuple[Path, Path]:
         cost = {"tokens_in": 100, "tokens_out": 2, "usd": 0.0, "seconds": 0.1, "method": "logprobs"}
         orders = [{"p_first": each, "mass": 1.0} for each in (p, 1 - p)]
         labels.append({"id": str(at), "p": p, "choice": int(p < 0.5), "orders": orders, **same, **cost})
-    paths = folder / "comparisons.parquet", folder / "labels.parquet"
     for path, rows in zip(paths, (human, labels), strict=True):
         polars.DataFrame(rows).write_parquet(path)
-    return paths
 
 
 def command(*words: object) -> tuple[float, float, dict[str, Any]]:
@@ -224,7 +226,9 @@ def command(*words: object) -> tuple[float, float, dict[str, Any]]:
 
 def million_votes(comparisons: int) -> tuple[dict[str, float], dict[str, float]]:
     with tempfile.TemporaryDirectory() as name:
-        human, labels = write(Path(name), comparisons)
+        human, labels = Path(name) / "comparisons.parquet", Path(name) / "labels.parquet"
+        # in another process: a child's peak begins at its parent's
+        subprocess.run([sys.executable, __file__, "--write", human, labels, str(comparisons)], check=True)
         parts = {
             "alignment": command("alignment", labels, "--human", human),
             "agreement": command("agreement", human),
@@ -247,7 +251,12 @@ def main() -> None:
     parser.add_argument("--comparisons", type=int, default=COMPARISONS, help=f"each has {VOTES} votes")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--measure", nargs=3, metavar=("SIDE", "GAMES", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--write", nargs=3, metavar=("HUMAN", "LABELS", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.write:
+        human, labels, count = options.write
+        write((Path(human), Path(labels)), int(count))
+        return
     if options.measure:
         side, games, seed = options.measure
         print(MARK + json.dumps(SIDES[side](draw(int(games), int(seed)))))
@@ -258,7 +267,7 @@ def main() -> None:
     found = {
         "ratios": {
             "bradley_terry_vs_evalica": times(taken["ours"], taken["evalica"]),
-            "bradley_terry_vs_evalica_numbered": times(taken["ours_numbered"], taken["evalica_numbered"]),
+            "bradley_terry_from_names_vs_evalica": times(taken["ours_from_names"], taken["evalica_from_names"]),
         },
         "bradley_terry_seconds": {side: statistics.median(each) for side, each in taken.items()},
         "million_votes_seconds": {"all": sum(seconds.values()), **seconds},
