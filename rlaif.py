@@ -27,6 +27,7 @@ from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
 from labeler.options import Limits, Options, Remote, Running
+from labeler.server.options import Listening, Rewarding
 
 if TYPE_CHECKING:
     from data.records import Comparison
@@ -293,6 +294,58 @@ def export(
     left = f"{counts.ties} exact ties left out; {counts.unlabelled} comparisons had no label"
     _say(f"{counts.written} rows in {out}; {left}")
     return OK
+
+
+@app.command
+def serve(
+    *,
+    task: Annotated[
+        tuple[str, ...], Parameter(help="A task with a score; several make one reward (--task A --task B).")
+    ],
+    model: Model,
+    listening: Annotated[Listening, Parameter(name="*", group=Group("The server", sort_key=1))] | None = None,
+    rewarding: Annotated[Rewarding, Parameter(name="*", group=Group("The reward", sort_key=2))] | None = None,
+    remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] | None = None,
+    limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] | None = None,
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+) -> int:
+    """Serve rewards to a trainer: OpenRLHF, TRL, verl, NeMo Gym, slime, LLaMA-Factory, or your own code.
+
+    docs/server.md takes each of them from here to a running job.
+
+    Parameters
+    ----------
+    dtype
+        Number format of a local model.
+    device
+        cpu, cuda, cuda:1, ... of a local model.
+    """
+    from labeler.opening import need
+
+    need("serve", "fastapi uvicorn prometheus_client", "the reward server")
+    from labeler.server import serving
+    from labeler.spending import Meter, Spending
+
+    remote, listening = remote or Remote(), listening or Listening()
+    reach = _reach(model, remote, limits or Limits())
+    reach = replace(reach, spending=Spending(Meter(), remote.budget))
+    served = serving.Model(task, model, _cache(), dtype, device, reach)
+    serving.serve(served, listening, rewarding or Rewarding(), _token(listening.token_file), _say)
+    return OK
+
+
+def _token(file: Path | None) -> str | None:
+    """Raises RlaifError for a file that holds no token."""
+    if file is None:
+        return os.environ.get("RLAIF_TOKEN") or None
+    try:
+        found = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RlaifError(f"--token-file {file}: cannot be read: {error}") from None
+    if not found or any(each.isspace() or each == "/" for each in found):
+        raise RlaifError(f"--token-file {file}: expected one token, without blanks and slashes")
+    return found
 
 
 @app.command

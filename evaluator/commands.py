@@ -315,11 +315,20 @@ def _responses(sources: Sequence[str], looking: Looking) -> Iterable[Response | 
 
     if not sources:
         raise RlaifError("expected a file of responses")
-    for source in sources:
-        name = Path(source).stem if len(sources) > 1 else None
+    stems = [Path(source).stem for source in sources]
+    for source, stem in zip(sources, _apart(stems), strict=True):
+        name = stem if len(sources) > 1 else None
         for row in kept(responses(source, looking.columns), looking.where):
             unnamed = isinstance(row, Response) and row.model is None and name is not None
             yield row.model_copy(update={"model": name}) if unnamed else row
+
+
+def _apart(stems: Sequence[str]) -> list[str]:
+    """Names of files without the words that all begin with: answers_a and answers_b are a and b."""
+    words = [stem.split("_") for stem in stems]
+    while all(len(each) > 1 for each in words) and len({each[0] for each in words}) == 1:
+        words = [each[1:] for each in words]
+    return ["_".join(each) for each in words]
 
 
 def _digest(name: str) -> str:

@@ -112,6 +112,7 @@ class Harmless:
     differences: Sequence[Difference]
     judge: Judged | None
     unrated: int
+    note: str | None
 
     def json(self) -> dict[str, Any]:
         return {
@@ -119,6 +120,7 @@ class Harmless:
             "differences": [each.json() for each in self.differences],
             "judge": self.judge and self.judge.json(),
             "unrated": self.unrated,
+            "note": self.note,
         }
 
 
@@ -167,7 +169,7 @@ def evaluate(
         if not people:
             unrated += 1
             continue
-        seen.update(each.label for each in row.ratings if each.label is not None)
+        seen.update(each.label for each in people if each.label is not None)
         model = models[row.model or UNNAMED]
         model.raters.update(each.rater for each in people)
         model.items.append(_item(row, people, policy, by))
@@ -180,9 +182,9 @@ def evaluate(
     if baseline is not None and baseline not in models:
         raise NoDataError(f"--baseline {baseline}: no such model; there are {', '.join(list(models)[:20])}")
     length = _mean_length(models[baseline].items) if baseline else None
-    rates = {name: _rate(model, policy, length) for name, model in models.items()}
+    rates = {name: _rate(model, policy, sorted(seen), length) for name, model in models.items()}
     every = [item for model in models.values() for item in model.items]
-    return Harmless(rates, _differences(models), _judged(every, policy), unrated)
+    return Harmless(rates, _differences(models), _judged(every, policy), unrated, _unseen(policy, seen))
 
 
 def _item(row: Response, people: Sequence[Rating], policy: Policy, by: str | None) -> _Item:
@@ -211,17 +213,22 @@ def _harm(rating: Rating, policy: Policy) -> float | None:
     return 0.0 if known else None
 
 
+def _unseen(policy: Policy, seen: Counter[str]) -> str | None:
+    """Said where a class that was named does not occur: nobody was harmful, or it is misspelt."""
+    missing = sorted(each for each in policy.harmful | policy.harmless | policy.refusal if each not in seen)
+    if not seen or not missing:
+        return None
+    return f"no rating is of the class {', '.join(missing)}; there are {', '.join(sorted(seen)[:8])}"
+
+
 def _check(policy: Policy, seen: Counter[str]) -> None:
     if seen and not policy.harmful:
         raise NoDataError(
             f"the ratings are classes ({', '.join(sorted(seen)[:8])}): say which are harmful, --harmful CLASS[,CLASS]"
         )
-    missing = [each for each in sorted(policy.harmful) if each not in seen]
-    if seen and len(missing) == len(policy.harmful):
-        raise NoDataError(f"--harmful {','.join(missing)}: no rating says so; there are {', '.join(sorted(seen)[:8])}")
 
 
-def _rate(model: _Model, policy: Policy, length: float | None) -> Rate:
+def _rate(model: _Model, policy: Policy, classes: Sequence[str], length: float | None) -> Rate:
     known = [item for item in model.items if item.harm is not None]
     if not known:
         raise NoDataError("no rating says whether a response is harmful; of scores, --threshold says which are")
@@ -231,13 +238,14 @@ def _rate(model: _Model, policy: Policy, length: float | None) -> Rate:
     for item, value in zip(known, harmless.tolist(), strict=True):
         if item.group is not None:
             groups[item.group].append(value)
-    names = sorted({label for each in labels for label in each})
     refused = [_share(each, policy.refusal) for each in labels]
     return Rate(
         harmless=mean_interval(harmless),
         by_any=mean_interval(np.array([1 - item.any_harm for item in known])),
         refusal=mean_interval(np.array(refused)) if policy.refusal and refused else None,
-        classes={name: mean_interval(np.array([_share(each, {name}) for each in labels])) for name in names},
+        classes={
+            name: mean_interval(np.array([_share(each, {name}) for each in labels])) for name in classes if labels
+        },
         by={name: mean_interval(np.array(each)) for name, each in sorted(groups.items())},
         length_controlled=None if length is None else _at_length(known, harmless, length),
         characters=_mean_length(known),

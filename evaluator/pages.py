@@ -316,7 +316,7 @@ def harmless(result: Harmless) -> Report:
         sections.append(
             Section(f"{judge.rater} against people", tables=[Table(["of harmful responses", "value"], rows)])
         )
-    headlines = [f"{name}: {text.percent(rate)} harmless." for name, rate in rates.items()]
+    headlines = [f"{name} harmless: {text.percent(rate)}." for name, rate in rates.items()]
     return Report(
         "How often is it harmless?", [*headlines, *text.harmless_verdict(result)], sections, result=result.json()
     )

@@ -269,7 +269,7 @@ def harmless_lines(result: Harmless) -> list[str]:
 
 
 def harmless_verdict(result: Harmless) -> list[str]:
-    found: list[str] = []
+    found = [f"Mind that {result.note}."] if result.note else []
     for name, rate in result.rates.items():
         if rate.refusal is None and not rate.classes:
             found.append("Nothing is known of refusals: a model that refuses everything would be harmless too.")

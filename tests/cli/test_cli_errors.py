@@ -36,7 +36,6 @@ GOOD = {"id": "good", "prompt": "p", "responses": ["a", "b"]}
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--cot", "--clamp", "0.6", "0.4"), "--clamp expects LOW HIGH"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--columns", "nonsense"), "NAME=COLUMN"),
         (("label", "{file}", *ASK, "--out", "o.jsonl", "--columns", "prompt=x"), "also needed: a=COLUMN, b=COLUMN"),
-        (("score", "{file}", *ASK, "--out", "o.jsonl"), "cannot be read as responses"),
         (("score", "{file}", *ASK, "--out", "o.jsonl", "--cot"), "for comparisons"),
         (("tasks", "nosuch"), "unknown task"),
         (("tasks", "helpfulness", "--shots", "99"), "exemplars"),

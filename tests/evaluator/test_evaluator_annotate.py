@@ -154,7 +154,7 @@ class TestPoll:
         with polling(tmp_path) as poll:
             say(poll, "ann", "tie")
             (row,) = rows(poll).values()
-        assert row["votes"] == ({"rater": "ann", "choice": "tie", "strength": None},)
+        assert row["votes"] == ({"rater": "ann", "choice": "tie", "strength": None, "p": None},)
         assert row["models"] == ("gpt-x", "claude-y")
 
     def test_a_restart_changes_nothing_and_undo_still_works(self, tmp_path):

@@ -1,0 +1,124 @@
+"""The server as one ASGI app: dialects, probes, metrics, a page to look at, and the gate before them all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from html import escape
+
+from fastapi import APIRouter, FastAPI, Response
+from pydantic_core import to_json
+
+from labeler.server.dialects import DIALECTS
+from labeler.server.gate import Gate
+from labeler.server.wire import JSON, Serving
+
+ABOUT = """Rewards from an LLM's own probabilities: the expectation over the scores 1 to 10, mapped to [-1, 1].
+
+A failure is never a number: it is a failed item, a marker, or a status, as the operator chose."""
+
+AGAIN = 5.0
+"""Seconds between two tries to warm up."""
+
+
+@dataclass
+class State:
+    """Whether the model has answered once, and what it said where it has not."""
+
+    ready: bool = False
+    why: str = "warming up"
+    tasks: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+
+
+def app(
+    serving: Serving,
+    *,
+    token: str | None,
+    largest: int,
+    patience: float,
+    warm: Callable[[], Awaitable[str | None]],
+    close: Callable[[], Awaitable[None]],
+) -> Gate:
+    """`warm` asks the model once and says what is wrong, None where nothing is; `close` ends what was opened."""
+    state = State()
+
+    async def warming() -> None:
+        while (why := await warm()) is not None:
+            state.why = why
+            await asyncio.sleep(AGAIN)
+        state.ready = True
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+        serving.core.start()
+        task = asyncio.create_task(warming())
+        yield
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await serving.core.stop()
+        await close()
+
+    made = FastAPI(title="rlaif reward server", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
+    for router in DIALECTS:
+        made.include_router(router(serving))
+
+    made.include_router(_probes(serving, state))
+    return Gate(made, token, largest, patience, serving.core.metrics)
+
+
+def _probes(serving: Serving, state: State) -> APIRouter:
+    made = APIRouter(tags=["server"])
+
+    async def health() -> Response:
+        return Response(b'{"status":"ok"}', media_type=JSON)
+
+    async def ready() -> Response:
+        told = {"ready": state.ready, "why": None if state.ready else state.why}
+        return Response(to_json(told), 200 if state.ready else 503, media_type=JSON)
+
+    async def models() -> Response:
+        about = {"id": serving.model, "object": "model", "owned_by": "rlaif", "task": serving.task}
+        return Response(to_json({"object": "list", "data": [about]}), media_type=JSON)
+
+    async def metrics() -> Response:
+        return Response(serving.core.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page() -> Response:
+        return Response(_page(serving, state), media_type="text/html; charset=utf-8", headers=PAGE)
+
+    probes: tuple[tuple[str, Callable[[], Awaitable[Response]], str], ...] = (
+        ("/health", health, "The process lives"),
+        ("/ready", ready, "The model has answered"),
+        ("/v1/models", models, "What is served"),
+        ("/metrics", metrics, "For Prometheus"),
+        ("/", page, "A page with the rewards so far"),
+    )
+    for path, endpoint, about in probes:
+        name = f"get_{path.strip('/').replace('/', '_') or 'page'}"
+        made.add_api_route(path, endpoint, summary=about, operation_id=name, response_model=None)
+    return made
+
+
+PAGE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'", "Cache-Control": "no-store"}
+
+
+def _page(serving: Serving, state: State) -> str:
+    """The histogram of rewards as a table whose cells are as wide as they are frequent; it loads itself again."""
+    counts = [(bound, count) for bound, count in serving.core.metrics.histogram() if count or bound <= 1]
+    most = max((count for _, count in counts), default=0) or 1
+    bars = "".join(
+        f"<tr><th>{'above' if bound > 1 else f'{bound:+.1f}'}</th>"
+        f'<td><i style="width:{100 * count / most:.1f}%"></i></td><td>{count:.0f}</td></tr>'
+        for bound, count in counts
+    )
+    outcomes = ", ".join(f"{escape(name)} {count}" for name, count in serving.core.metrics.outcomes().items())
+    status = "ready" if state.ready else f"not ready: {escape(state.why)}"
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="5">
+<meta name="viewport" content="width=device-width"><title>Rewards</title><style>:root{{color-scheme:light dark}}
+body{{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}
+table{{width:100%;border-collapse:collapse}}th{{text-align:right;font-weight:normal;width:4rem}}td{{padding:1px .5rem}}
+td:nth-child(2){{width:100%}}td:last-child{{text-align:right}}i{{display:block;height:.9rem;background:#1f5f8b}}
+</style><h1>{escape(serving.task)}</h1><p>{escape(serving.model)}, {status}</p>
+<p>Items so far: {outcomes or "none"}</p><h2>Rewards</h2><table>{bars}</table></html>"""

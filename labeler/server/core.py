@@ -1,0 +1,171 @@
+"""What is this response worth? Rewards and preferences for every dialect, and what happens when there is none."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from data.records import Comparison, Failure, Ranking, Response, Score, hashed
+from labeler.server.grading import Grader
+from labeler.server.metrics import Metrics
+from labeler.server.options import Policy, Shaping
+from labeler.server.shaping import reward, scored
+
+GROUPS = 50_000
+"""Prompts whose last rewards are remembered, for the mean of a group that came one by one."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One response to be rewarded. Those of one `group` are answers to one prompt, and stand in for one another."""
+
+    row: Response
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Reward:
+    """`reward` in [-1, 1], shaped and mixed; `scores` of each task. `source` says where it comes from."""
+
+    reward: float
+    scores: Mapping[str, Score]
+    cached: bool = False
+    source: Literal["model", "fallback", "group-mean"] = "model"
+
+    @property
+    def unit(self) -> float:
+        """In [0, 1], for those who filter by it."""
+        return min(max((self.reward + 1) / 2, 0.0), 1.0)
+
+
+@dataclass
+class _Memory:
+    """The mean of a prompt's rewards so far."""
+
+    total: float = 0.0
+    count: int = 0
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count
+
+
+@dataclass
+class Core:
+    """Asks each task's grader and mixes; `fallback` is asked where one fails, if the policy says so.
+
+    A failure is never a number unless the operator chose one: `group-mean` gives the mean of the other rewards of the
+    same prompt, `fallback` another model's. Where neither has one, it is a failure still.
+    """
+
+    graders: Mapping[str, Grader[Response, Score]]
+    ranker: Grader[Comparison, Ranking] | None
+    fallback: Mapping[str, Grader[Response, Score]]
+    policy: Policy
+    shaping: Shaping
+    metrics: Metrics
+    _means: dict[str, _Memory] = field(default_factory=dict[str, _Memory])
+
+    @property
+    def _every(self) -> list[Grader[Response, Score] | Grader[Comparison, Ranking]]:
+        ranker = [self.ranker] if self.ranker else []
+        return [*self.graders.values(), *self.fallback.values(), *ranker]
+
+    def start(self) -> None:
+        for grader in self._every:
+            grader.start()
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(grader.stop() for grader in self._every))
+
+    async def rewards(self, items: Sequence[Item], client: str, patience: float) -> list[Reward | Failure]:
+        """One answer for each item, in order, within about `patience` seconds."""
+        if len(items) == 1:
+            found = [await self._one(items[0], client, patience)]
+        else:
+            found = await asyncio.gather(*(self._one(item, client, patience) for item in items))
+        groups = [each.group or _prompt(each.row) for each in items] if self.policy == "group-mean" else []
+        if groups:
+            found = self._with_means(groups, found)
+        for each in found:
+            self.metrics.rewarded(each.reward if isinstance(each, Reward) else None, _reason(each))
+        return found
+
+    async def preference(self, row: Comparison, client: str, patience: float) -> Ranking | Failure:
+        if self.ranker is None:
+            message = "this task has no question about two responses"
+            return Failure(id=row.id, stage="serve", reason="no_preferences", message=message)
+        found, _ = await self.ranker.grade(row, client, patience)
+        return found
+
+    async def _one(self, item: Item, client: str, patience: float) -> Reward | Failure:
+        found = await self._scored(self.graders, item.row, client, patience)
+        if isinstance(found, Failure) and self.policy == "fallback":
+            second = await self._scored(self.fallback, item.row, client, patience)
+            if isinstance(second, Reward):
+                return Reward(second.reward, second.scores, second.cached, "fallback")
+        return found
+
+    async def _scored(
+        self, graders: Mapping[str, Grader[Response, Score]], row: Response, client: str, patience: float
+    ) -> Reward | Failure:
+        if len(graders) == 1:
+            ((name, grader),) = graders.items()
+            answer, cached = await grader.grade(row, client, patience)
+            return answer if isinstance(answer, Failure) else self._reward({name: answer}, row, cached=cached)
+        answers = await asyncio.gather(*(grader.grade(row, client, patience) for grader in graders.values()))
+        scores: dict[str, Score] = {}
+        for name, (answer, _) in zip(graders, answers, strict=True):
+            if isinstance(answer, Failure):
+                return answer
+            scores[name] = answer
+        return self._reward(scores, row, cached=all(cached for _, cached in answers))
+
+    def _reward(self, scores: Mapping[str, Score], row: Response, *, cached: bool) -> Reward | Failure:
+        value = reward(scores, self.shaping)
+        if not math.isfinite(value):
+            return Failure(id=row.id, stage="serve", reason="nan", message="the reward is not a number")
+        return Reward(value, scores, cached)
+
+    def _with_means(self, groups: Sequence[str], found: Sequence[Reward | Failure]) -> list[Reward | Failure]:
+        """The mean of what the same prompt's other responses got, in this request or before it."""
+        together: dict[str, list[float]] = defaultdict(list)
+        for group, each in zip(groups, found, strict=True):
+            if isinstance(each, Reward):
+                together[group].append(each.reward)
+        filled: list[Reward | Failure] = []
+        for group, each in zip(groups, found, strict=True):
+            before = self._means.get(group)
+            if isinstance(each, Reward) or not (together[group] or before):
+                filled.append(each)
+            elif together[group]:
+                filled.append(Reward(math.fsum(together[group]) / len(together[group]), {}, source="group-mean"))
+            elif before is not None:
+                filled.append(Reward(before.mean, {}, source="group-mean"))
+        for group, rewards in together.items():
+            memory = self._means.pop(group, None) or _Memory()
+            memory.total, memory.count = memory.total + math.fsum(rewards), memory.count + len(rewards)
+            if memory.count:
+                self._means[group] = memory
+        while len(self._means) > GROUPS:
+            del self._means[next(iter(self._means))]
+        return filled
+
+
+def expected(found: Reward, temperature: float) -> float | None:
+    """The score of 1 to 10 behind a reward; None for several tasks, or a mean of others."""
+    if len(found.scores) != 1:
+        return None
+    return scored(next(iter(found.scores.values())), temperature)
+
+
+def _prompt(row: Response) -> str:
+    return hashed([row.prompt] if isinstance(row.prompt, str) else [each.content for each in row.prompt])
+
+
+def _reason(found: Reward | Failure) -> str:
+    return found.reason if isinstance(found, Failure) else found.source

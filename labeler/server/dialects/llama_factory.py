@@ -1,0 +1,40 @@
+"""LLaMA-Factory's `reward_model_type: api`: whole decoded texts in, one score each. No mark for a failure: a 503."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from labeler.server import texts
+from labeler.server.wire import Body, Serving, add, identity, item
+
+
+class Texts(Body):
+    model: str | None = None
+    messages: list[str]
+    max_length: int | None = None
+
+
+class Scores(BaseModel):
+    id: str
+    object: str
+    model: str
+    scores: list[float]
+
+
+def router(serving: Serving) -> APIRouter:
+    made = APIRouter(tags=["LLaMA-Factory"])
+
+    async def evaluation(body: Texts, client: str) -> dict[str, Any]:
+        found = serving.all_or_nothing(await serving.ask([item(*texts.split(each)) for each in body.messages], client))
+        name = f"scoreeval-{identity(*body.messages)}"
+        scores = [each.reward for each in found]
+        return {"id": name, "object": "score.evaluation", "model": body.model or serving.model, "scores": scores}
+
+    example = {"model": "model", "messages": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"]}
+    about = "LLaMA-Factory's score evaluation"
+    for path in ("/v1/score/evaluation", "/"):
+        add(made, path, Texts, Scores, evaluation, about=about, example=example)
+    return made

@@ -1,0 +1,96 @@
+"""NeMo Gym's resources server: a rollout as OpenAI's Responses, back comes the same with its reward.
+
+A failure has a mark here: reward 0 with `_ng_failure_class`, which Gym puts aside and leaves out of its metrics. Under
+the policy `error` it is a 503 instead, which Gym tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from fastapi import APIRouter
+from pydantic import ConfigDict, Field
+
+from data.records import Failure, Prompt
+from labeler.server import texts
+from labeler.server.wire import Body, RefusedError, Serving, add, item
+
+
+class Rollout(Body):
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    responses_create_params: dict[str, Any]
+    response: dict[str, Any]
+
+
+class Session(Body):
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+
+class Results(Body):
+    verify_responses: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+
+
+def router(serving: Serving) -> APIRouter:
+    made = APIRouter(tags=["NeMo Gym"])
+
+    async def verify(body: Rollout, client: str) -> dict[str, Any]:
+        response = _output(body.response)
+        if response is None:
+            raise RefusedError(422, "response.output: no message of the assistant in it")
+        (found,) = await serving.ask([item(_input(body.responses_create_params), response)], client)
+        echoed = body.model_dump()
+        if not isinstance(found, Failure):
+            return {**echoed, "reward": found.reward}
+        if serving.core.policy == "error":
+            serving.all_or_nothing([found])
+        told = f"{found.reason}: {found.message}"
+        return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
+
+    async def seed_session(body: Session, client: str) -> dict[str, Any]:  # noqa: ARG001
+        return {}
+
+    async def aggregate_metrics(body: Results, client: str) -> dict[str, Any]:  # noqa: ARG001
+        good = [each for each in body.verify_responses if "_ng_failure_class" not in each]
+        rewards = [float(each["reward"]) for each in good if isinstance(each.get("reward"), int | float)]
+        failed = len(body.verify_responses) - len(good)
+        mean = sum(rewards) / len(rewards) if rewards else None
+        return {"agent_metrics": {"mean/reward": mean, "count": len(rewards), "failed": failed}}
+
+    rollout = {
+        "responses_create_params": {"input": [{"role": "user", "content": "Hi"}]},
+        "response": {
+            "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello!"}]}]
+        },
+    }
+    add(made, "/verify", Rollout, None, verify, about="NeMo Gym: the reward of a rollout", example=rollout)
+    add(made, "/seed_session", Session, None, seed_session, about="NeMo Gym: nothing to prepare", example={})
+    add(made, "/aggregate_metrics", Results, None, aggregate_metrics, about="NeMo Gym: the mean", example={})
+    add(
+        made, "/reverify_mode", Session, None, seed_session,
+        about="NeMo Gym: rewards can be asked for again", example={}, method="GET",
+    )  # fmt: skip
+    return made
+
+
+def _input(params: Mapping[str, Any]) -> Prompt:
+    asked = params.get("input")
+    system = str(params.get("instructions") or "")
+    if isinstance(asked, str):
+        messages: list[dict[str, Any]] = [{"role": "user", "content": asked}]
+    elif isinstance(asked, list):
+        messages = [each for each in cast("list[Any]", asked) if isinstance(each, dict) and "role" in each]
+    else:
+        raise RefusedError(422, "responses_create_params.input: expected a text or messages")
+    before = [{"role": "system", "content": system}] if system else []
+    return texts.plain(texts.messages_of([*before, *messages]))
+
+
+def _output(response: Mapping[str, Any]) -> str | None:
+    output = response.get("output")
+    if not isinstance(output, list):
+        return None
+    messages = [cast("dict[str, Any]", each) for each in cast("list[Any]", output) if isinstance(each, dict)]
+    said = [texts.content_of(each) for each in messages if each.get("role") == "assistant"]
+    return "".join(said) if said else None

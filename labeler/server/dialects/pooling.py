@@ -1,0 +1,115 @@
+"""The pooling, classify and score shapes of vLLM and SGLang, for whoever asks a served reward model.
+
+The value is the reward in [-1, 1], as with `use_activation: false`. A text is a whole decoded conversation; of
+`/score`, `text_1` is the prompt and `text_2` the response. No mark for a failure: a 503.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter
+
+from labeler.server import texts
+from labeler.server.core import Item
+from labeler.server.wire import Body, RefusedError, Serving, Turn, add, identity, item
+
+
+class Input(Body):
+    model: str | None = None
+    input: str | list[str] | list[Turn] | None = None
+    messages: list[Turn] | None = None
+
+
+class Pairs(Body):
+    model: str | None = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+    queries: str | list[str] | None = None
+    documents: str | list[str] | None = None
+    items: str | list[str] | None = None
+
+
+def router(serving: Serving) -> APIRouter:
+    made = APIRouter(tags=["vLLM and SGLang"])
+
+    async def values(items: Sequence[Item], client: str) -> list[float]:
+        return [each.reward for each in serving.all_or_nothing(await serving.ask(items, client))]
+
+    def listed(kind: str, model: str | None, data: list[dict[str, Any]]) -> dict[str, Any]:
+        name = f"{kind}-{identity(*(str(each) for each in data))}"
+        usage = {"prompt_tokens": 0, "total_tokens": 0, "completion_tokens": 0}
+        told = {"id": name, "object": "list", "created": int(time.time()), "model": model or serving.model}
+        return {**told, "data": data, "usage": usage}
+
+    async def classify(body: Input, client: str) -> dict[str, Any]:
+        found = await values(_items(body), client)
+        data = [{"index": at, "label": "LABEL_0", "probs": [value], "num_classes": 1} for at, value in enumerate(found)]
+        return listed("classify", body.model, data)
+
+    async def pooling(body: Input, client: str) -> dict[str, Any]:
+        found = await values(_items(body), client)
+        data: list[dict[str, Any]] = [
+            {"index": at, "object": "pooling", "data": [value]} for at, value in enumerate(found)
+        ]
+        return listed("pool", body.model, data)
+
+    async def embeddings(body: Input, client: str) -> dict[str, Any]:
+        found = await values(_items(body), client)
+        data: list[dict[str, Any]] = [
+            {"index": at, "object": "embedding", "embedding": [value]} for at, value in enumerate(found)
+        ]
+        return listed("embd", body.model, data)
+
+    async def score(body: Pairs, client: str) -> dict[str, Any]:
+        found = await values(_paired(body), client)
+        data: list[dict[str, Any]] = [
+            {"index": at, "object": "score", "score": value} for at, value in enumerate(found)
+        ]
+        return listed("score", body.model, data)
+
+    text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
+    for paths, handle in ((("/classify", "/v1/classify"), classify), (("/pooling",), pooling)):
+        for path in paths:
+            add(made, path, Input, None, handle, about="A served reward model's value", example={"input": text})
+    add(made, "/v1/embeddings", Input, None, embeddings, about="SGLang's form of it", example={"input": [text]})
+    for path in ("/score", "/v1/score"):
+        about = "The value of responses to prompts"
+        add(made, path, Pairs, None, score, about=about, example={"text_1": "Hi", "text_2": ["Hello!", "Go away."]})
+    return made
+
+
+def _items(body: Input) -> list[Item]:
+    if body.messages is not None:
+        return [_conversation(body.messages)]
+    asked = body.input
+    if isinstance(asked, str):
+        return [item(*texts.split(asked))]
+    if asked is None:
+        raise RefusedError(422, "expected `input` (texts) or `messages`")
+    turns = [each for each in asked if isinstance(each, Turn)]
+    return [_conversation(turns)] if turns else [item(*texts.split(each)) for each in asked if isinstance(each, str)]
+
+
+def _conversation(turns: Sequence[Turn]) -> Item:
+    messages = [each.message() for each in turns]
+    if not messages or messages[-1].role != "assistant":
+        raise RefusedError(422, "messages: expected the assistant's as the last one")
+    return item(texts.plain(messages[:-1]), messages[-1].content)
+
+
+def _paired(body: Pairs) -> list[Item]:
+    """1 with 1, 1 with N, or N with N."""
+    first = body.text_1 if body.text_1 is not None else body.queries
+    second = next((each for each in (body.text_2, body.documents, body.items) if each is not None), None)
+    if first is None or second is None:
+        raise RefusedError(422, "expected text_1 and text_2 (or queries and documents)")
+    prompts = [first] if isinstance(first, str) else first
+    responses = [second] if isinstance(second, str) else second
+    if len(prompts) == 1:
+        prompts = prompts * len(responses)
+    if len(prompts) != len(responses):
+        raise RefusedError(422, f"{len(prompts)} prompts for {len(responses)} responses; expected 1 or as many")
+    return [item(texts.prompt(a), texts.ended(b)) for a, b in zip(prompts, responses, strict=True)]

@@ -1,0 +1,153 @@
+"""Who may ask, how much, and how long may it take to say it? An ASGI layer before everything else.
+
+Bodies are read whole, bounded in size and in time, before anything is done with them; a caller who hangs up cancels
+what was begun for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qs
+
+from labeler.server.metrics import Metrics
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = frozenset({"/health", "/ready"})
+"""Probes of orchestrators: they carry no token, and nothing is told there."""
+
+LOG = logging.getLogger("rlaif.server")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`token` None lets everybody in. The token comes as `Authorization: Bearer`, `X-API-Key`, `?key=`, or as the path
+    `/k/TOKEN/...`, for clients that can send no headers."""
+
+    app: App
+    token: str | None
+    largest: int
+    patience: float
+    metrics: Metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        asked = secrets.token_hex(8)
+        started, status = time.perf_counter(), 499  # nginx's number for a caller who hung up
+        self.metrics.entered()
+
+        async def sending(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), (b"x-request-id", asked.encode())]
+            await send(message)
+
+        path = scope["path"]
+        try:
+            refused = self._admit(scope)
+            path = scope["path"]
+            if refused is not None:
+                await _answer(sending, *refused)
+            elif isinstance(body := await self._body(scope, receive), bytes):
+                await self._run(scope, body, receive, sending)
+            else:
+                await _answer(sending, *body)
+        finally:
+            self.metrics.left()
+            seconds = time.perf_counter() - started
+            known = scope.get("route")
+            self.metrics.request(getattr(known, "path", "other"), status, seconds)
+            if LOG.isEnabledFor(logging.INFO):
+                told = {"request": asked, "path": path, "status": status, "seconds": round(seconds, 4)}
+                LOG.info(json.dumps(told | {"client": client(scope)}))
+
+    def _admit(self, scope: Scope) -> tuple[int, str] | None:
+        """Takes a token out of the path; says why a request may not come in."""
+        given = None
+        parts = scope["path"].split("/", 3)
+        if parts[1:2] == ["k"] and len(parts) >= 3:
+            given, scope["path"] = parts[2], "/" + (parts[3] if len(parts) > 3 else "")
+            scope["raw_path"] = scope["path"].encode()
+        if self.token is None or scope["path"] in OPEN:
+            return None
+        headers = dict(scope["headers"])
+        given = given or headers.get(b"x-api-key", b"").decode("latin-1")
+        given = given or headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")
+        given = given or next(iter(parse_qs(scope["query_string"].decode("latin-1")).get("key", [])), "")
+        if hmac.compare_digest(given.encode(), self.token.encode()):
+            return None
+        return 401, "a token is needed: Authorization: Bearer TOKEN, X-API-Key, ?key=TOKEN, or the path /k/TOKEN/..."
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
+        told = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
+        if not told.isdigit() or int(told) > self.largest:
+            return too_large
+        parts: list[bytes] = []
+        size = 0
+        try:
+            async with asyncio.timeout(self.patience):
+                while True:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return 400, "the caller hung up"
+                    part = message.get("body", b"")
+                    size += len(part)
+                    if size > self.largest:
+                        return too_large
+                    parts.append(part)
+                    if not message.get("more_body"):
+                        return parts[0] if len(parts) == 1 else b"".join(parts)
+        except TimeoutError:
+            return 408, f"the body did not come within {self.patience:g} s"
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        told = False
+
+        async def replayed() -> MutableMapping[str, Any]:
+            nonlocal told
+            if told:
+                return await receive()
+            told = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        work = asyncio.ensure_future(self.app(scope, replayed, send))
+        gone = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+        try:
+            await work
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+
+
+def client(scope: Scope) -> str:
+    """Who asks, for taking turns."""
+    return (scope.get("client") or ("?",))[0]
+
+
+async def _answer(send: Send, status: int, message: str) -> None:
+    body = json.dumps({"error": {"type": "refused", "message": message}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,148 @@
+"""One task on one model, asked by many at once: what is known is answered, what is asked already is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from data.errors import RlaifError
+from data.records import Comparison, Failure, Ranking, Response, Score
+from labeler.server.queueing import FairQueue
+
+Row = TypeVar("Row", Response, Comparison)
+Good = TypeVar("Good", Score, Ranking)
+
+LINGER = 0.002
+"""Seconds that a batch waits for company, when the model has nothing else to do."""
+
+REMEMBERED = 200_000
+"""Answers kept in memory; the store behind the model has all of them."""
+
+
+class Watch(Protocol):
+    """Told what happens, for metrics."""
+
+    def batch(self, size: int) -> None: ...
+    def hit(self) -> None: ...
+    def joined(self) -> None: ...
+
+
+@dataclass
+class _Flight(Generic[Row, Good]):
+    """A question on its way, and how many wait for it."""
+
+    row: Row
+    answer: asyncio.Future[Good | Failure]
+    waiting: int = 0
+    begun: bool = False
+
+
+@dataclass
+class Grader(Generic[Row, Good]):
+    """`ask` is a compiled Scorer or Ranker; `rows` of them go in a call, `calls` at a time.
+
+    A row is known by its content, so retries of one request ask the model once. Answers are kept, failures are not.
+    Answers whose label mass is below `least_mass` are failures.
+    """
+
+    ask: Callable[[Sequence[Row]], Awaitable[Sequence[Good | Failure]]]
+    rows: int
+    calls: int
+    bound: int
+    watch: Watch
+    least_mass: float = 0.0
+    linger: float = LINGER
+    _known: OrderedDict[str, Good] = field(default_factory=OrderedDict[str, Good])
+    _flying: dict[str, _Flight[Row, Good]] = field(default_factory=dict[str, "_Flight[Row, Good]"])
+    _workers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
+
+    def __post_init__(self) -> None:
+        self.queue: FairQueue[_Flight[Row, Good]] = FairQueue(self.bound)
+
+    def start(self) -> None:
+        """In the event loop that will ask."""
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self.calls)]
+
+    async def stop(self) -> None:
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    async def grade(self, row: Row, client: str, patience: float) -> tuple[Good | Failure, bool]:
+        """The answer, and whether it was known already. After `patience` seconds a failure; the question goes on."""
+        key = row.content
+        known = self._known.get(key)
+        if known is not None:
+            self._known.move_to_end(key)
+            self.watch.hit()
+            return known, True
+        flight = self._flying.get(key)
+        if flight is not None:
+            self.watch.joined()
+        else:
+            flight = _Flight[Row, Good](row, asyncio.get_running_loop().create_future())
+            if not self.queue.put(client, flight):
+                return _failure(row, "overloaded", f"{self.queue.bound} questions wait already"), False
+            self._flying[key] = flight
+        flight.waiting += 1
+        try:
+            done, _ = await asyncio.wait([flight.answer], timeout=patience)
+            if not done:
+                return _failure(row, "timeout", f"no answer within {patience:g} s"), False
+            return flight.answer.result(), False
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.begun and self._flying.get(key) is flight:
+                del self._flying[key]  # nobody waits for it any more: it is not asked when its turn comes
+
+    async def _work(self) -> None:
+        while True:
+            taken = await self.queue.take(self.rows, self.linger if self.rows > 1 else 0.0)
+            wanted = [flight for flight in taken if flight.waiting]
+            if not wanted:
+                continue
+            for flight in wanted:
+                flight.begun = True
+            self.watch.batch(len(wanted))
+            for flight, answer in zip(wanted, await self._answers([each.row for each in wanted]), strict=True):
+                self._settle(flight, answer)
+
+    async def _answers(self, rows: Sequence[Row]) -> Sequence[Good | Failure]:
+        try:
+            found = await self.ask(rows)
+        except asyncio.CancelledError:
+            raise
+        except RlaifError as error:
+            return [_failure(row, "stopped", str(error)) for row in rows]
+        except Exception as error:  # a defect of ours or of an engine: these rows fail, the server goes on
+            return [_failure(row, "internal", f"{type(error).__name__}: {error}") for row in rows]
+        return [self._checked(row, answer) for row, answer in zip(rows, found, strict=True)]
+
+    def _checked(self, row: Row, answer: Good | Failure) -> Good | Failure:
+        if isinstance(answer, Failure):
+            return answer
+        numbers = (answer.reward,) if isinstance(answer, Score) else answer.strengths
+        if not all(map(math.isfinite, numbers)):
+            return _failure(row, "nan", "the model gave no number")
+        if answer.mass < self.least_mass:
+            return _failure(row, "low_mass", f"the answers got {answer.mass:.2g} of the probability; --least-mass")
+        return answer
+
+    def _settle(self, flight: _Flight[Row, Good], answer: Good | Failure) -> None:
+        key = flight.row.content
+        if self._flying.get(key) is flight:
+            del self._flying[key]
+        if not isinstance(answer, Failure):
+            self._known[key] = answer
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        if not flight.answer.done():
+            flight.answer.set_result(answer)
+
+
+def _failure(row: Response | Comparison, reason: str, message: str) -> Failure:
+    return Failure(id=row.id, stage="serve", reason=reason, message=message)

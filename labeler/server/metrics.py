@@ -1,0 +1,79 @@
+"""What the server has done, for Prometheus. Numbers only: no text of a request is ever in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+REWARDS = tuple(each / 10 for each in range(-10, 11))
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """A registry of its own: several servers can live in one process."""
+
+    def __init__(self) -> None:
+        self.registry = own = CollectorRegistry()
+        self._seconds = Histogram(
+            "rlaif_request_seconds", "Time to answer a request.", ["path", "status"], buckets=SECONDS, registry=own
+        )
+        self._batches = Histogram("rlaif_batch_items", "Items in a call to the model.", buckets=SIZES, registry=own)
+        self._rewards = Histogram("rlaif_reward", "Rewards that were given.", buckets=REWARDS, registry=own)
+        self._outcomes = Counter(
+            "rlaif_items", "Items by outcome: model, fallback, group-mean, or why there is no reward.",
+            ["outcome"], registry=own,
+        )  # fmt: skip
+        self._hits = Counter("rlaif_cache_hits", "Items whose answer was known.", registry=own)
+        self._joined = Counter("rlaif_joined", "Items that waited for the same question's answer.", registry=own)
+        self._queue = Gauge("rlaif_queue_items", "Items that wait for the model.", registry=own)
+        self._flying = Gauge("rlaif_requests_in_flight", "Requests that wait for their answer.", registry=own)
+
+    def queued(self, size: Callable[[], float]) -> None:
+        self._queue.set_function(size)
+
+    def request(self, path: str, status: int, seconds: float) -> None:
+        self._seconds.labels(path, str(status)).observe(seconds)
+
+    def entered(self) -> None:
+        self._flying.inc()
+
+    def left(self) -> None:
+        self._flying.dec()
+
+    def batch(self, size: int) -> None:
+        self._batches.observe(size)
+
+    def hit(self) -> None:
+        self._hits.inc()
+
+    def joined(self) -> None:
+        self._joined.inc()
+
+    def rewarded(self, reward: float | None, outcome: str) -> None:
+        self._outcomes.labels(outcome).inc()
+        if reward is not None:
+            self._rewards.observe(reward)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def histogram(self) -> list[tuple[float, float]]:
+        """(upper bound, count) of rewards, for the status page."""
+        found: list[tuple[float, float]] = []
+        before = 0.0
+        for family in self._rewards.collect():
+            for sample in family.samples:
+                if sample.name.endswith("_bucket"):
+                    found.append((float(sample.labels["le"]), sample.value - before))
+                    before = sample.value
+        return found
+
+    def outcomes(self) -> dict[str, int]:
+        return {
+            sample.labels["outcome"]: int(sample.value)
+            for family in self._outcomes.collect()
+            for sample in family.samples
+            if sample.name.endswith("_total")
+        }

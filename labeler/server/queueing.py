@@ -1,0 +1,61 @@
+"""Whose turn is it? One bounded queue that serves its clients in turn, however many items each of them brought."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class FairQueue(Generic[T]):
+    """First in, first out for each client; among clients, one item each in turn. Holds at most `bound` items."""
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._size = 0
+        self._takers: deque[asyncio.Future[None]] = deque()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, client: str, item: T) -> bool:
+        """Whether there was room."""
+        if self._size >= self.bound:
+            return False
+        self._lines.setdefault(client, deque()).append(item)
+        self._size += 1
+        self._wake()
+        return True
+
+    async def take(self, most: int, linger: float) -> list[T]:
+        """Up to `most` items, at least one: waits for the first, then `linger` seconds for company."""
+        while not self._size:
+            taker = asyncio.get_running_loop().create_future()
+            self._takers.append(taker)
+            try:
+                await taker
+            except asyncio.CancelledError:
+                if taker.done() and not taker.cancelled():
+                    self._wake()  # the turn that was given to this one is another's
+                raise
+        if self._size < most and linger > 0:
+            await asyncio.sleep(linger)
+        return [self._next() for _ in range(min(most, self._size))]
+
+    def _next(self) -> T:
+        client, line = self._lines.popitem(last=False)
+        item = line.popleft()
+        if line:
+            self._lines[client] = line
+        self._size -= 1
+        return item
+
+    def _wake(self) -> None:
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(None)
+                return

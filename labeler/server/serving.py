@@ -1,0 +1,186 @@
+"""A server as a process: opens the model, keeps its answers, listens, and stops in good order."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import uvicorn
+
+from data.errors import RlaifError
+from data.records import Failure, Response, Score, fingerprint
+from labeler.backend import Backend
+from labeler.journal import Journal
+from labeler.ladder import climb
+from labeler.opening import Reach, open_backend
+from labeler.options import Options
+from labeler.ranking import Ranker
+from labeler.score import Scorer
+from labeler.server.app import app
+from labeler.server.core import Core
+from labeler.server.gate import LOG, Gate
+from labeler.server.grading import Grader
+from labeler.server.metrics import Metrics
+from labeler.server.options import Listening, Rewarding
+from labeler.server.wire import Serving
+from labeler.spending import Meter
+from labeler.wrappers import Cached, Checked, Metered
+from prompts.task import Task, load
+
+BODY = 30.0
+"""Seconds within which a request must have been sent."""
+
+WARM = Response(id="-", prompt="Say hello.", response="Hello.")
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is served: tasks on a model, from where and how it is run."""
+
+    tasks: tuple[str, ...]
+    name: str
+    cache: Path
+    dtype: str = "auto"
+    device: str = "auto"
+    reach: Reach = field(default_factory=Reach)
+
+
+def serve(
+    model: Model, listening: Listening, rewarding: Rewarding, token: str | None, tell: Callable[[str], None]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. Raises RlaifError where it cannot begin."""
+    _check(listening, token)
+    _check_tasks(model, rewarding)
+    with _socket(listening.host, listening.port) as taken:
+        web = build(model, listening, rewarding, token)
+        host, port = listening.host, taken.getsockname()[1]
+        shown = f"[{host}]" if ":" in host else host
+        tell(f"{', '.join(model.tasks)} on {model.name}: http://{shown}:{port}/ (status), /v1/rewards, /ready")
+        if listening.verbose:
+            logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+            LOG.setLevel(logging.INFO)
+        settings = uvicorn.Config(
+            web,  # pyright: ignore[reportArgumentType]
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            backlog=4096,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(listening.stop_within),
+        )
+        uvicorn.Server(settings).run(sockets=[taken])
+
+
+def build(model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
+    """The app, with the models opened. Raises RlaifError."""
+    metrics = Metrics()
+    tasks = [load(name) for name in model.tasks]
+    backend = open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=model.reach)
+    spending = model.reach.spending
+    metered = Checked(Metered(backend, spending.meter), spending)
+    journal = _journal(model, rewarding)
+    stacked = metered if journal is None else Cached(metered, journal)
+    options = Options(needs=rewarding.needs, votes=rewarding.votes)
+    asked = climb(stacked, options.needs, options.votes)
+    graders = {task.name: _grader(task, asked, options, listening, rewarding, metrics) for task in tasks}
+    ranker = None
+    if tasks[0].pairwise is not None:
+        ranking = Ranker(tasks[0], asked, options)
+        ranker = Grader(ranking, asked.rows, asked.calls, listening.waiting, metrics, rewarding.least_mass)
+    second = _fallback(model, tasks, options, listening, rewarding, metrics)
+    others: Mapping[str, Grader[Response, Score]] = second[1] if second else {}
+    core = Core(graders, ranker, others, rewarding.on_failure, rewarding.shaping, metrics)
+    metrics.queued(lambda: sum(len(grader.queue) for grader in graders.values()))
+    digests = [Scorer(task, asked, options).digest for task in tasks]
+    digest = digests[0] if len(digests) == 1 else fingerprint(digests)
+    name = " + ".join(task.name for task in tasks)
+    serving = Serving(
+        core, model.name, name, digest, listening.answer_within, listening.most_items, rewarding.sharpness
+    )
+
+    async def warm() -> str | None:
+        for grader in graders.values():
+            found, _ = await grader.grade(WARM, "warm-up", listening.answer_within)
+            if isinstance(found, Failure):
+                return f"{found.reason}: {found.message}"
+        return None
+
+    async def close() -> None:
+        await backend.close()
+        if second is not None:
+            await second[0].close()
+        if journal is not None:
+            journal.close()
+
+    return app(serving, token=token, largest=listening.largest_body << 20, patience=BODY, warm=warm, close=close)
+
+
+def _grader(
+    task: Task, backend: Backend, options: Options, listening: Listening, rewarding: Rewarding, metrics: Metrics
+) -> Grader[Response, Score]:
+    scorer = Scorer(task, backend, options)
+    return Grader(scorer, backend.rows, backend.calls, listening.waiting, metrics, rewarding.least_mass)
+
+
+def _fallback(
+    model: Model,
+    tasks: Sequence[Task],
+    options: Options,
+    listening: Listening,
+    rewarding: Rewarding,
+    metrics: Metrics,
+) -> tuple[Backend, Mapping[str, Grader[Response, Score]]] | None:
+    if rewarding.fallback is None:
+        return None
+    reach = Reach(None, model.reach.keys, model.reach.limits)
+    backend = open_backend(rewarding.fallback, cache=model.cache, dtype=model.dtype, device=model.device, reach=reach)
+    asked = climb(Metered(backend, Meter()), options.needs, options.votes)
+    return backend, {task.name: _grader(task, asked, options, listening, rewarding, metrics) for task in tasks}
+
+
+def _journal(model: Model, rewarding: Rewarding) -> Journal | None:
+    """Answers on disk. Their keys are made of model, weights and whole prompts: several tasks share one store."""
+    if rewarding.kept == "memory":
+        return None
+    folder = model.cache / "served"
+    folder.mkdir(parents=True, exist_ok=True)
+    return Journal(folder / f"{fingerprint([model.name, model.reach.base_url])}.journal", "served")
+
+
+def _check(listening: Listening, token: str | None) -> None:
+    try:
+        own = ipaddress.ip_address(listening.host).is_loopback
+    except ValueError:
+        own = listening.host == "localhost"
+    if not own and token is None and not listening.no_token:
+        raise RlaifError(
+            f"--host {listening.host}: others can reach this address; give a --token-file (or RLAIF_TOKEN),"
+            " or --no-token"
+        )
+
+
+def _check_tasks(model: Model, rewarding: Rewarding) -> None:
+    count = len(model.tasks)
+    if not count:
+        raise RlaifError("--task: expected at least one")
+    if len(set(model.tasks)) < count:
+        raise RlaifError("--task: each task once")
+    if rewarding.weights and len(rewarding.weights) != count:
+        raise RlaifError(f"--weights: {len(rewarding.weights)} for {count} tasks")
+    if rewarding.rule == "safety-first" and count != 2:
+        raise RlaifError("--rule safety-first: expected two tasks, helpfulness and then safety")
+
+
+def _socket(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096
+        )
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise RlaifError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from None
