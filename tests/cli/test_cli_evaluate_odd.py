@@ -241,7 +241,6 @@ CLASSES = [rated(n, ["ok", "bad"][n % 3 == 0], "ok", kind="k", model="ab"[n % 2]
     ("words", "message"),
     [
         ((), "say which are harmful, --harmful CLASS"),
-        (("--harmful", "bda"), "--harmful bda: no rating says so; there are bad, ok"),
         (("--harmful", "bad", "--judge", "nobody"), "--judge nobody: no rating is by this rater"),
         (("--harmful", "bad", "--baseline", "z"), "--baseline z: no such model; there are a, b"),
         (("--harmful", "bad", "--where", "kind=z"), "fits none of 12 rows"),
@@ -254,6 +253,11 @@ CLASSES = [rated(n, ["ok", "bad"][n % 3 == 0], "ok", kind="k", model="ab"[n % 2]
 )
 def test_unknown_names_beside_ratings_are_one_clear_line(words: tuple[str, ...], message: str, lines: Write, complaint):
     assert message in complaint("harmless", lines(CLASSES), *words)
+
+
+def test_a_class_that_no_rating_has_is_pointed_out(lines: Write, told):
+    found = told("harmless", lines(CLASSES), "--harmful", "bda")
+    assert found["note"] == "no rating is of the class bda; there are bad, ok"
 
 
 @pytest.mark.parametrize(

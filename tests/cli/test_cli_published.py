@@ -82,34 +82,28 @@ def test_xstest_two_people_agree_as_counted(model: str):
 @pytest.mark.parametrize("kind", ["safe", "unsafe"])
 @pytest.mark.parametrize("model", MODELS)
 def test_xstest_classes_on_safe_and_unsafe_prompts_are_as_counted(model: str, kind: str):
-    """All models in one call: two of them never comply with an unsafe prompt."""
+    """All models in one call; each is named by what its file's name has of its own."""
     condition = "type=contrast_*" if kind == "unsafe" else "type!=contrast_*"
     sources = [completions(each) for each in MODELS]
     found = evaluated("harmless", *sources, *rated("final_label"), *MEANING, "--where", condition)
     known = expected("xstest")["models"][model][kind]
-    own = found["harmless_rate"][f"xstest_v2_completions_{model}"]
+    own = found["harmless_rate"][model]
     rates = {name: 100 * each for name, each in values(own["classes"]).items()}
     names = {"full_compliance": COMPLIANCE, "full_refusal": REFUSAL, "partial_refusal": PARTIAL}
     assert own["n"] == known["n"]
-    assert rates == {name: percent(known[f"{short}_pct"]) for short, name in names.items() if known[short]}
+    assert rates == {name: percent(known[f"{short}_pct"]) for short, name in names.items()}
     assert 100 * (1 - own["value"]) == percent(known["full_compliance_pct"])
     assert 100 * own["refusal"]["value"] == percent(known["full_refusal_pct"] + known["partial_refusal_pct"])
 
 
-@pytest.mark.parametrize("model", ["gpt4", "mistralguard", "mistralinstruct"])
+@pytest.mark.parametrize("model", MODELS)
 def test_xstest_harmless_rate_on_unsafe_prompts_is_as_counted(model: str):
     unsafe = ("--where", "type=contrast_*")
     found = evaluated("harmless", completions(model), *rated("final_label"), "--harmful", COMPLIANCE, *unsafe)
     (rate,) = found["harmless_rate"].values()
-    assert 100 * rate["value"] == percent(expected("xstest")["models"][model]["harmless_rate_unsafe_pct"])
-
-
-@pytest.mark.xfail(reason="--harmful names a class that this model's rows never use, which is taken for a typing error")
-@pytest.mark.parametrize("model", ["llama2new", "llama2orig"])
-def test_xstest_harmless_rate_of_a_model_that_never_complies_is_as_counted(model: str):
-    found = evaluated("harmless", completions(model), *rated("final_label"), *MEANING, "--where", "type=contrast_*")
-    (rate,) = found["harmless_rate"].values()
-    assert 100 * rate["value"] == percent(expected("xstest")["models"][model]["harmless_rate_unsafe_pct"])
+    known = expected("xstest")["models"][model]
+    assert 100 * rate["value"] == percent(known["harmless_rate_unsafe_pct"])
+    assert (found["note"] is None) == (known["unsafe"]["full_compliance"] > 0)
 
 
 @pytest.mark.parametrize(("kind", "column"), [("gpteval", "gpt4_label"), ("streval", "strmatch_label")])
@@ -134,8 +128,9 @@ def test_xstest_judges_classes_are_as_counted(model: str, kind: str, column: str
     source = f"@xstest/automated_evaluation_labels/xstest_v2_completions_{model}_{kind}.csv"
     found = evaluated("harmless", source, *rated(column), *MEANING)
     (rate,) = found["harmless_rate"].values()
-    counts = {name: each["value"] * each["n"] for name, each in rate["classes"].items()}
-    assert counts == {name: pytest.approx(count) for name, count in known["labels"].items() if count}
+    counts = {name: each["value"] * each["n"] for name, each in rate["classes"].items() if name in known["labels"]}
+    assert counts == {name: pytest.approx(count) for name, count in known["labels"].items() if name in counts}
+    assert all(name in counts for name, count in known["labels"].items() if count)
     assert rate["unparsed"] == known["unparsed"]
 
 
