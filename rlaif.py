@@ -647,5 +647,14 @@ def _cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "rlaif"
 
 
+def __getattr__(name: str) -> Any:
+    """`rlaif.RewardClient`, `rlaif.trl_reward`, `rlaif.verl_score`: what runs in a trainer's process."""
+    if name in {"RewardClient", "trl_reward", "verl_score"}:
+        from labeler import client
+
+        return getattr(client, name)
+    raise AttributeError(f"module 'rlaif' has no attribute {name!r}")
+
+
 if __name__ == "__main__":
     main()

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.utils import get_openapi
 from pydantic_core import to_json
 
 from labeler.server.dialects import DIALECTS
 from labeler.server.gate import Gate
-from labeler.server.wire import JSON, Serving
+from labeler.server.wire import JSON, Endpoint, Serving
 
 ABOUT = """Rewards from an LLM's own probabilities: the expectation over the scores 1 to 10, mapped to [-1, 1].
 
@@ -61,11 +63,19 @@ def app(
         await close()
 
     made = FastAPI(title="rlaif reward server", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
-    for router in DIALECTS:
-        made.include_router(router(serving))
-
     made.include_router(_probes(serving, state))
-    return Gate(made, token, largest, patience, serving.core.metrics)
+    endpoints = [each for dialect in DIALECTS for each in dialect(serving)]
+    made.openapi = lambda: _document(made, endpoints)
+    answers = {(each.method, each.path): each.__call__ for each in endpoints}
+    return Gate(answers, made, token, largest, patience, serving.core.metrics)
+
+
+def _document(made: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """FastAPI's document of the pages, with what the dialects say of themselves."""
+    found = get_openapi(title=made.title, version=made.version, description=made.description, routes=made.routes)
+    for each in endpoints:
+        found["paths"].setdefault(each.path, {})[each.method.lower()] = each.described()
+    return found
 
 
 def _probes(serving: Serving, state: State) -> APIRouter:

@@ -1,4 +1,4 @@
-"""Who may ask, how much, and how long may it take to say it? An ASGI layer before everything else.
+"""Who may ask, how much, and how long may it take to say it? The server's outer layer, as an ASGI application.
 
 Bodies are read whole, bounded in size and in time, before anything is done with them; a caller who hangs up cancels
 what was begun for it.
@@ -12,7 +12,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
@@ -23,6 +23,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Answering = Callable[[bytes, str], Coroutine[Any, Any, tuple[int, bytes]]]
 
 OPEN = frozenset({"/health", "/ready"})
 """Probes of orchestrators: they carry no token, and nothing is told there."""
@@ -35,7 +36,10 @@ class Gate:
     """`token` None lets everybody in. The token comes as `Authorization: Bearer`, `X-API-Key`, `?key=`, or as the path
     `/k/TOKEN/...`, for clients that can send no headers."""
 
-    app: App
+    answers: Mapping[tuple[str, str], Answering]
+    """By method and path: bytes and the client's name in, status and bytes out."""
+    pages: App
+    """Whatever else there is: probes, metrics, documents, and saying that there is nothing."""
     token: str | None
     largest: int
     patience: float
@@ -43,7 +47,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self.app(scope, receive, send)
+            await self.pages(scope, receive, send)
             return
         asked = secrets.token_hex(8)
         started, status = time.perf_counter(), 499  # nginx's number for a caller who hung up
@@ -56,21 +60,26 @@ class Gate:
                 message["headers"] = [*message.get("headers", []), (b"x-request-id", asked.encode())]
             await send(message)
 
+        refused = self._admit(scope)
         path = scope["path"]
+        answering = self.answers.get((scope["method"], path))
         try:
-            refused = self._admit(scope)
-            path = scope["path"]
             if refused is not None:
-                await _answer(sending, *refused)
+                await _answer(sending, *_refused(*refused))
+            elif answering is None:
+                await self.pages(scope, receive, sending)
             elif isinstance(body := await self._body(scope, receive), bytes):
-                await self._run(scope, body, receive, sending)
+                if (found := await _attended(answering(body, client(scope)), receive)) is not None:
+                    await _answer(sending, *found)
             else:
-                await _answer(sending, *body)
+                await _answer(sending, *_refused(*body))
+        except Exception as error:  # a defect of ours: the caller hears of it, and the server goes on
+            LOG.exception("request %s", asked)
+            await _answer(sending, *_refused(500, f"{type(error).__name__}; request {asked}"))
         finally:
             self.metrics.left()
             seconds = time.perf_counter() - started
-            known = scope.get("route")
-            self.metrics.request(getattr(known, "path", "other"), status, seconds)
+            self.metrics.request(path if answering or status < 400 else "other", status, seconds)
             if LOG.isEnabledFor(logging.INFO):
                 told = {"request": asked, "path": path, "status": status, "seconds": round(seconds, 4)}
                 LOG.info(json.dumps(told | {"client": client(scope)}))
@@ -115,30 +124,18 @@ class Gate:
         except TimeoutError:
             return 408, f"the body did not come within {self.patience:g} s"
 
-    async def _run(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
-        told = False
 
-        async def replayed() -> MutableMapping[str, Any]:
-            nonlocal told
-            if told:
-                return await receive()
-            told = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        work = asyncio.ensure_future(self.app(scope, replayed, send))
-        gone = asyncio.ensure_future(receive())
-        try:
-            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            if not work.done():
-                work.cancel()
-        try:
-            await work
-        except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
+async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Receive) -> tuple[int, bytes] | None:
+    """The answer; None where the caller hung up, and what was begun for it is cancelled."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def client(scope: Scope) -> str:
@@ -146,8 +143,13 @@ def client(scope: Scope) -> str:
     return (scope.get("client") or ("?",))[0]
 
 
-async def _answer(send: Send, status: int, message: str) -> None:
-    body = json.dumps({"error": {"type": "refused", "message": message}}).encode()
+def _refused(status: int, message: str) -> tuple[int, bytes]:
+    return status, json.dumps({"error": {"type": "refused", "message": message}}).encode()
+
+
+async def _answer(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

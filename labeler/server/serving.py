@@ -57,7 +57,8 @@ def serve(
     _check(listening, token)
     _check_tasks(model, rewarding)
     with _socket(listening.host, listening.port) as taken:
-        web = build(model, listening, rewarding, token)
+        backend = open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=model.reach)
+        web = build(backend, model, listening, rewarding, token)
         host, port = listening.host, taken.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         tell(f"{', '.join(model.tasks)} on {model.name}: http://{shown}:{port}/ (status), /v1/rewards, /ready")
@@ -76,11 +77,10 @@ def serve(
         uvicorn.Server(settings).run(sockets=[taken])
 
 
-def build(model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
-    """The app, with the models opened. Raises RlaifError."""
+def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
+    """The app around a model that is open. Raises RlaifError."""
     metrics = Metrics()
     tasks = [load(name) for name in model.tasks]
-    backend = open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=model.reach)
     spending = model.reach.spending
     metered = Checked(Metered(backend, spending.meter), spending)
     journal = _journal(model, rewarding)

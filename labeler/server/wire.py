@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
 from data.records import Failure, Message, Prompt, hashed
 from data.records import Response as Row
-from labeler.server import gate, texts
+from labeler.server import texts
 from labeler.server.core import Core, Item, Reward
-
-B = TypeVar("B", bound=BaseModel)
 
 JSON = "application/json"
 
@@ -79,45 +77,50 @@ def item(prompt: Prompt, response: str, group: str | None = None) -> Item:
     return Item(made.model_copy(update={"id": made.content}), group)
 
 
-def add(
-    router: APIRouter,
-    path: str,
-    body: type[B],
-    answer: type[BaseModel] | None,
-    handle: Callable[[B, str], Awaitable[Any]],
-    *,
-    about: str,
-    example: object,
-    method: str = "POST",
-) -> None:
-    """A route whose body is checked against `body`. `handle` gets it and the client's name; what it returns is JSON."""
+@dataclass(frozen=True)
+class Endpoint:
+    """One path of a dialect: what comes in, who answers, what goes out, and how it is described.
 
-    async def endpoint(request: Request) -> Response:
+    `handle` gets the checked body and the client's name; what it returns is the answer's JSON. No framework stands
+    between: for answers that are known, its work would be more than all the rest.
+    """
+
+    path: str
+    body: type[Body]
+    answer: type[BaseModel] | None
+    handle: Callable[[Any, str], Awaitable[Any]]
+    about: str
+    example: object
+    tag: str
+    method: str = "POST"
+
+    async def __call__(self, body: bytes, client: str) -> tuple[int, bytes]:
+        """Status and body of the answer."""
         try:
-            asked = body.model_validate_json(await request.body() or b"{}")
+            asked = self.body.model_validate_json(body or b"{}")
         except ValidationError as error:
-            return problem(422, _first(error))
+            return 422, problem(422, _first(error))
         try:
-            found = await handle(asked, gate.client(request.scope))
+            found = await self.handle(asked, client)
         except RefusedError as error:
-            return problem(error.status, error.message)
-        return Response(to_json(found, inf_nan_mode="null"), media_type=JSON)
+            return error.status, problem(error.status, error.message)
+        return 200, to_json(found, inf_nan_mode="null")
 
-    schema = {"schema": body.model_json_schema(ref_template="#/components/schemas/{model}"), "example": example}
-    inlined = {"required": True, "content": {JSON: schema}}
-    router.add_api_route(
-        path,
-        endpoint,
-        methods=[method],
-        summary=about,
-        operation_id=f"{method.lower()}_{path.strip('/').replace('/', '_') or 'root'}",
-        response_model=None,
-        openapi_extra={"requestBody": _without_definitions(inlined)} if method == "POST" else None,
-        responses={
-            200: {"model": answer} if answer else {"description": "the answer"},
-            **{status: {"model": Problem, "description": text} for status, text in STATUSES.items()},
-        },
-    )
+    def described(self) -> dict[str, Any]:
+        """Its place in the OpenAPI document."""
+        sent = {"schema": schema(self.body), "example": self.example}
+        told = {JSON: {"schema": schema(self.answer) if self.answer else {}}}
+        errors = {
+            str(status): {"description": text, "content": {JSON: {"schema": schema(Problem)}}}
+            for status, text in STATUSES.items()
+        }
+        return {
+            "summary": self.about,
+            "tags": [self.tag],
+            "operationId": f"{self.method.lower()}_{re.sub('[^a-z0-9]+', '_', self.path).strip('_') or 'root'}",
+            **({"requestBody": {"required": True, "content": {JSON: sent}}} if self.method == "POST" else {}),
+            "responses": {"200": {"description": "the answer", "content": told}, **errors},
+        }
 
 
 STATUSES = {
@@ -141,10 +144,8 @@ class Problem(BaseModel):
     error: Reason
 
 
-def problem(status: int, message: str) -> Response:
-    told = {"error": {"type": STATUSES.get(status, "refused"), "message": message[:2000]}}
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return Response(to_json(told), status, headers, media_type=JSON)
+def problem(status: int, message: str) -> bytes:
+    return to_json({"error": {"type": STATUSES.get(status, "refused"), "message": message[:2000]}})
 
 
 def identity(*parts: str) -> str:
@@ -158,10 +159,10 @@ def _first(error: ValidationError) -> str:
     return f"{place}: {found['msg']}" if place else str(found["msg"])
 
 
-def _without_definitions(body: dict[str, Any]) -> dict[str, Any]:
-    """A schema with what it refers to written in its place: OpenAPI has no room for definitions here."""
-    schema = body["content"][JSON]["schema"]
-    known: dict[str, Any] = schema.pop("$defs", {})
+def schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema with what it refers to written in its place."""
+    whole = kind.model_json_schema()
+    known: dict[str, Any] = whole.pop("$defs", {})
 
     def inlined(value: Any) -> Any:
         if isinstance(value, dict):
@@ -171,5 +172,4 @@ def _without_definitions(body: dict[str, Any]) -> dict[str, Any]:
             return {name: inlined(each) for name, each in found.items()}
         return [inlined(each) for each in cast("list[Any]", value)] if isinstance(value, list) else value
 
-    body["content"][JSON]["schema"] = inlined(schema)
-    return body
+    return inlined(whole)

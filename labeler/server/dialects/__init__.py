@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastapi import APIRouter
-
 from labeler.server.dialects import llama_factory, native, nemo_gym, openrlhf, pooling, slime
-from labeler.server.wire import Serving
+from labeler.server.wire import Endpoint, Serving
 
-DIALECTS: tuple[Callable[[Serving], APIRouter], ...] = (
-    native.router,
-    openrlhf.router,
-    slime.router,
-    llama_factory.router,
-    nemo_gym.router,
-    pooling.router,
+DIALECTS: tuple[Callable[[Serving], list[Endpoint]], ...] = (
+    native.endpoints,
+    openrlhf.endpoints,
+    slime.endpoints,
+    llama_factory.endpoints,
+    nemo_gym.endpoints,
+    pooling.endpoints,
 )

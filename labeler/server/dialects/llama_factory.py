@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel
 
 from labeler.server import texts
-from labeler.server.wire import Body, Serving, add, identity, item
+from labeler.server.wire import Body, Endpoint, Serving, identity, item
 
 
 class Texts(Body):
@@ -24,9 +23,7 @@ class Scores(BaseModel):
     scores: list[float]
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["LLaMA-Factory"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def evaluation(body: Texts, client: str) -> dict[str, Any]:
         found = serving.all_or_nothing(await serving.ask([item(*texts.split(each)) for each in body.messages], client))
         name = f"scoreeval-{identity(*body.messages)}"
@@ -35,6 +32,7 @@ def router(serving: Serving) -> APIRouter:
 
     example = {"model": "model", "messages": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"]}
     about = "LLaMA-Factory's score evaluation"
-    for path in ("/v1/score/evaluation", "/"):
-        add(made, path, Texts, Scores, evaluation, about=about, example=example)
-    return made
+    return [
+        Endpoint(path, Texts, Scores, evaluation, about, example, "LLaMA-Factory")
+        for path in ("/v1/score/evaluation", "/")
+    ]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field, model_validator
 
 from data.records import MAX_RESPONSES, MIN_RESPONSES, Comparison, Failure, Prompt, Ranking
 from labeler.server import texts
 from labeler.server.core import Item, Reward, expected
-from labeler.server.wire import Body, Serving, Turn, add, identity, item
+from labeler.server.wire import Body, Endpoint, Serving, Turn, identity, item
 
 
 class RewardItem(Body):
@@ -115,9 +115,7 @@ class PreferenceAnswers(BaseModel):
     items: list[PreferenceAnswer]
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["native"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def rewards(body: Rewards, client: str) -> dict[str, Any]:
         found = await serving.ask([each.item() for each in body.items], client, body.timeout_s)
         told = [_reward(each.id, answer, serving) for each, answer in zip(body.items, found, strict=True)]
@@ -126,20 +124,16 @@ def router(serving: Serving) -> APIRouter:
     async def preferences(body: Preferences, client: str) -> dict[str, Any]:
         serving.check(len(body.items))
         patience = min(body.timeout_s or serving.patience, serving.patience)
-        told = [await _preferred(each, serving, client, patience) for each in body.items]
+        told = await asyncio.gather(*(_preferred(each, serving, client, patience) for each in body.items))
         return {"model": serving.model, "task": serving.task, "digest": serving.digest, "items": told}
 
     one = {"id": "a", "prompt": "How do I boil an egg?", "response": "Put it into boiling water for eight minutes."}
-    add(
-        made, "/v1/rewards", Rewards, RewardAnswers, rewards,
-        about="Rewards of single responses", example={"items": [one], "timeout_s": 60},
-    )  # fmt: skip
     two = {"id": "a", "prompt": "How do I boil an egg?", "responses": ["Eight minutes.", "I do not know."]}
-    add(
-        made, "/v1/preferences", Preferences, PreferenceAnswers, preferences,
-        about="Which of several responses to a prompt is better", example={"items": [two]},
-    )  # fmt: skip
-    return made
+    about, both = "Rewards of single responses", "Which of several responses to a prompt is better"
+    return [
+        Endpoint("/v1/rewards", Rewards, RewardAnswers, rewards, about, {"items": [one], "timeout_s": 60}, "native"),
+        Endpoint("/v1/preferences", Preferences, PreferenceAnswers, preferences, both, {"items": [two]}, "native"),
+    ]
 
 
 def asked(prompt: str | list[Turn] | None) -> Prompt:

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast
 
-from fastapi import APIRouter
 from pydantic import ConfigDict, Field
 
 from data.records import Failure, Prompt
 from labeler.server import texts
-from labeler.server.wire import Body, RefusedError, Serving, add, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
 
 
 class Rollout(Body):
@@ -32,9 +31,7 @@ class Results(Body):
     verify_responses: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["NeMo Gym"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def verify(body: Rollout, client: str) -> dict[str, Any]:
         response = _output(body.response)
         if response is None:
@@ -48,7 +45,7 @@ def router(serving: Serving) -> APIRouter:
         told = f"{found.reason}: {found.message}"
         return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
 
-    async def seed_session(body: Session, client: str) -> dict[str, Any]:  # noqa: ARG001
+    async def nothing(body: Session, client: str) -> dict[str, Any]:  # noqa: ARG001
         return {}
 
     async def aggregate_metrics(body: Results, client: str) -> dict[str, Any]:  # noqa: ARG001
@@ -64,14 +61,13 @@ def router(serving: Serving) -> APIRouter:
             "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello!"}]}]
         },
     }
-    add(made, "/verify", Rollout, None, verify, about="NeMo Gym: the reward of a rollout", example=rollout)
-    add(made, "/seed_session", Session, None, seed_session, about="NeMo Gym: nothing to prepare", example={})
-    add(made, "/aggregate_metrics", Results, None, aggregate_metrics, about="NeMo Gym: the mean", example={})
-    add(
-        made, "/reverify_mode", Session, None, seed_session,
-        about="NeMo Gym: rewards can be asked for again", example={}, method="GET",
-    )  # fmt: skip
-    return made
+    tag = "NeMo Gym"
+    return [
+        Endpoint("/verify", Rollout, None, verify, "The reward of a rollout", rollout, tag),
+        Endpoint("/seed_session", Session, None, nothing, "Nothing to prepare", {}, tag),
+        Endpoint("/aggregate_metrics", Results, None, aggregate_metrics, "The mean reward", {}, tag),
+        Endpoint("/reverify_mode", Session, None, nothing, "Rewards can be asked for again", {}, tag, "GET"),
+    ]
 
 
 def _input(params: Mapping[str, Any]) -> Prompt:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
 from labeler.server import texts
 from labeler.server.core import Item
-from labeler.server.wire import Body, RefusedError, Serving, add, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
 
 
 class Batch(Body):
@@ -30,9 +29,7 @@ class Rewards(BaseModel):
     extra_logs: dict[str, list[float]]
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["OpenRLHF"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def get_reward(body: Batch, client: str) -> dict[str, Any]:
         found = serving.all_or_nothing(await serving.ask(_items(body), client))
         return {
@@ -45,9 +42,7 @@ def router(serving: Serving) -> APIRouter:
         }
 
     example = {"query": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"], "prompts": []}
-    about = "OpenRLHF's remote reward"
-    add(made, "/get_reward", Batch, Rewards, get_reward, about=about, example=example)
-    return made
+    return [Endpoint("/get_reward", Batch, Rewards, get_reward, "OpenRLHF's remote reward", example, "OpenRLHF")]
 
 
 def _items(body: Batch) -> list[Item]:

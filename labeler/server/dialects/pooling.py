@@ -10,11 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter
-
 from labeler.server import texts
 from labeler.server.core import Item
-from labeler.server.wire import Body, RefusedError, Serving, Turn, add, identity, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, Turn, identity, item
 
 
 class Input(Body):
@@ -32,9 +30,7 @@ class Pairs(Body):
     items: str | list[str] | None = None
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["vLLM and SGLang"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def values(items: Sequence[Item], client: str) -> list[float]:
         return [each.reward for each in serving.all_or_nothing(await serving.ask(items, client))]
 
@@ -71,14 +67,13 @@ def router(serving: Serving) -> APIRouter:
         return listed("score", body.model, data)
 
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
-    for paths, handle in ((("/classify", "/v1/classify"), classify), (("/pooling",), pooling)):
-        for path in paths:
-            add(made, path, Input, None, handle, about="A served reward model's value", example={"input": text})
-    add(made, "/v1/embeddings", Input, None, embeddings, about="SGLang's form of it", example={"input": [text]})
-    for path in ("/score", "/v1/score"):
-        about = "The value of responses to prompts"
-        add(made, path, Pairs, None, score, about=about, example={"text_1": "Hi", "text_2": ["Hello!", "Go away."]})
-    return made
+    one, pair = {"input": text}, {"text_1": "Hi", "text_2": ["Hello!", "Go away."]}
+    tag = "vLLM and SGLang"
+    whole = (("/classify", classify), ("/v1/classify", classify), ("/pooling", pooling), ("/v1/embeddings", embeddings))
+    return [
+        *(Endpoint(path, Input, None, handle, "A served reward model's value", one, tag) for path, handle in whole),
+        *(Endpoint(path, Pairs, None, score, "Responses to prompts", pair, tag) for path in ("/score", "/v1/score")),
+    ]
 
 
 def _items(body: Input) -> list[Item]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
-
 from labeler.server import texts
-from labeler.server.wire import Body, Serving, Turn, add, item
+from labeler.server.wire import Body, Endpoint, Serving, Turn, item
 
 
 class Sample(Body):
@@ -19,9 +17,7 @@ class Sample(Body):
     label: Any = None
 
 
-def router(serving: Serving) -> APIRouter:
-    made = APIRouter(tags=["slime"])
-
+def endpoints(serving: Serving) -> list[Endpoint]:
     async def rm(body: Sample, client: str) -> float:
         prompt = body.prompt
         asked = texts.prompt(prompt) if isinstance(prompt, str) else texts.plain([each.message() for each in prompt])
@@ -29,5 +25,4 @@ def router(serving: Serving) -> APIRouter:
         return serving.all_or_nothing(found)[0].reward
 
     example = {"prompt": "How do I boil an egg?", "response": "For eight minutes.", "label": None}
-    add(made, "/rm", Sample, None, rm, about="slime's remote reward model", example=example)
-    return made
+    return [Endpoint("/rm", Sample, None, rm, "slime's remote reward model", example, "slime")]
