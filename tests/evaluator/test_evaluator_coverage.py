@@ -15,7 +15,7 @@ from evaluator_support import human, label
 
 from data.records import Rating, Response
 from evaluator import ranking, win_rate
-from evaluator.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha, nominal
+from evaluator.agreement import cohen_kappa, krippendorff_alpha, nominal
 from evaluator.alignment import Judged, _against_raters, _yardstick
 from evaluator.harmless import Policy, evaluate
 from evaluator.intervals import Array, Interval, mean_interval, table_interval
@@ -228,9 +228,7 @@ CONFUSED = np.array([[0.30, 0.05, 0.03], [0.06, 0.20, 0.04], [0.04, 0.05, 0.23]]
 RARE = np.array([[0.85, 0.03], [0.05, 0.07]])
 
 
-@pytest.mark.parametrize(
-    ("cells", "items"), [(CONFUSED, 100), (CONFUSED, 200), (RARE, 300)], ids=["100", "200", "a rare class, 300"]
-)
+@pytest.mark.parametrize(("cells", "items"), [(CONFUSED, 100), (RARE, 300)], ids=["three classes", "a rare class"])
 def test_cohens_kappa(cells: Array, items: int):
     rng = generator(8)
     tables = rng.multinomial(items, cells.ravel(), TIMES).reshape(TIMES, *cells.shape).astype(np.float64)
@@ -238,7 +236,7 @@ def test_cohens_kappa(cells: Array, items: int):
 
 
 @pytest.mark.usefixtures("drawn_once")
-def test_fleiss_kappa_and_krippendorffs_alpha_with_missing_votes():
+def test_krippendorffs_alpha_with_missing_votes():
     rng = generator(9)
 
     def votes(items: int) -> Array:
@@ -249,7 +247,6 @@ def test_fleiss_kappa_and_krippendorffs_alpha_with_missing_votes():
 
     drawn = [votes(100) for _ in range(TIMES)]
     honest([krippendorff_alpha(each, nominal) for each in drawn], 0.7**2)
-    honest([fleiss_kappa(each) for each in drawn], 0.7**2)
 
 
 # Bradley-Terry
@@ -345,10 +342,10 @@ def test_a_win_rate_without_the_difference_of_lengths_and_the_planted_effect(oth
 # Tests hold their level
 
 
-@pytest.mark.parametrize("apart", [20, 50, 200, 500])
+@pytest.mark.parametrize("apart", [30, 200])
 def test_mcnemar_says_no_difference_is_one_less_often_than_its_level_and_not_much_less(apart: int):
     rng = generator(15)
-    first = rng.random((2 * TIMES, apart)) < 0.5
+    first = rng.random((TIMES, apart)) < 0.5
     said = [mcnemar(each.astype(np.float64), 1.0 - each) <= 0.05 for each in first]
     assert 0.025 <= np.mean(said) <= 0.05
 
