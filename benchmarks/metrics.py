@@ -208,8 +208,18 @@ def write(paths: tuple[Path, Path], count: int) -> None:
         polars.DataFrame(rows).write_parquet(path)
 
 
-def command(*words: object) -> tuple[float, float, dict[str, Any]]:
-    """Seconds, peak memory in GB, and what `rlaif evaluate` said, in a process of its own."""
+@dataclass(frozen=True)
+class Ran:
+    """One command: wall-clock and CPU seconds, peak memory in GB, and the JSON that it said."""
+
+    seconds: float
+    cpu: float
+    memory: float
+    said: dict[str, Any]
+
+
+def command(*words: object) -> Ran:
+    """`rlaif evaluate ...` in a process of its own."""
     run = [sys.executable, "-m", "rlaif", "evaluate", *map(str, words), "--json"]
     with tempfile.TemporaryFile() as out:
         started = time.perf_counter()
@@ -220,11 +230,11 @@ def command(*words: object) -> tuple[float, float, dict[str, Any]]:
         assert process.returncode == 0, f"{words[0]}: status {process.returncode}"
         out.seek(0)
         found = json.loads(out.read())
-    unit = 1e9 if sys.platform == "darwin" else 1e6
-    return seconds, usage.ru_maxrss / unit * (1 if sys.platform == "darwin" else 1.024), found
+    memory = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return Ran(seconds, usage.ru_utime + usage.ru_stime, memory, found)
 
 
-def million_votes(comparisons: int) -> tuple[dict[str, float], dict[str, float]]:
+def million_votes(comparisons: int) -> dict[str, Ran]:
     with tempfile.TemporaryDirectory() as name:
         human, labels = Path(name) / "comparisons.parquet", Path(name) / "labels.parquet"
         # in another process: a child's peak begins at its parent's
@@ -234,11 +244,11 @@ def million_votes(comparisons: int) -> tuple[dict[str, float], dict[str, float]]
             "agreement": command("agreement", human),
             "bradley_terry": command("ranking", human),
         }
-    assert parts["alignment"][2]["against_raters"]["n"] == comparisons
-    assert parts["alignment"][2]["alignment"]["low"] is not None
-    assert parts["agreement"][2]["votes"] == comparisons * VOTES
-    assert sum(parts["bradley_terry"][2]["games"].values()) == 2 * comparisons * VOTES
-    return {part: each[0] for part, each in parts.items()}, {part: each[1] for part, each in parts.items()}
+    assert parts["alignment"].said["against_raters"]["n"] == comparisons
+    assert parts["alignment"].said["alignment"]["low"] is not None
+    assert parts["agreement"].said["votes"] == comparisons * VOTES
+    assert sum(parts["bradley_terry"].said["games"].values()) == 2 * comparisons * VOTES
+    return parts
 
 
 # Telling
@@ -262,7 +272,8 @@ def main() -> None:
         print(MARK + json.dumps(SIDES[side](draw(int(games), int(seed)))))
         return
     load = os.getloadavg()[0]
-    seconds, memory = million_votes(options.comparisons)
+    parts = million_votes(options.comparisons)
+    seconds = {part: each.seconds for part, each in parts.items()}
     taken = against_evalica(options.games, options.rounds)
     found = {
         "ratios": {
@@ -271,14 +282,15 @@ def main() -> None:
         },
         "bradley_terry_seconds": {side: statistics.median(each) for side, each in taken.items()},
         "million_votes_seconds": {"all": sum(seconds.values()), **seconds},
-        "peak_memory_gb": max(memory.values()),
+        "peak_memory_gb": max(each.memory for each in parts.values()),
         "conditions": {
             "models": MODELS,
             "games": options.games,
             "comparisons": options.comparisons,
             "votes": options.comparisons * VOTES,
             "rounds": {side: [round(each, 4) for each in rounds] for side, rounds in taken.items()},
-            "memory_gb": memory,
+            "memory_gb": {part: each.memory for part, each in parts.items()},
+            "cpu_seconds": {part: each.cpu for part, each in parts.items()},
             "same_strengths_to": SAME,
             "evalica_tolerance": CLOSE,
             "load_average_before": load,
