@@ -511,7 +511,6 @@ def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable
     from data import tables
     from labeler.commands import execute, project
 
-    gc.set_threshold(100_000, 50, 100)  # a job makes millions of small objects and hardly a cycle
     job = _job_of(source, a)
     if a.running.dry_run is not None:
         return _dry_run(*project(compile_task, rows, job), a)
@@ -640,6 +639,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    gc.set_threshold(100_000, 50, 100)  # jobs and evaluations make millions of small objects and hardly a cycle
     try:
         status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
         if isinstance(status, Found):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data import tables
+from data.errors import RlaifError
 from data.reading import comparisons
 from data.records import Comparison, Failure, Label, Vote, hashed
 from data.tables import BadRow, Numbered
-from data.where import kept
+from data.where import fits, kept
 
 TABLES = (("left", "right"), ("model_a", "model_b"))
 """Columns of tables with a `winner` beside them: evalica's, and Chatbot Arena's."""
@@ -37,8 +38,8 @@ class Game:
 def games(source: str, columns: str | None = None, where: Iterable[str] = ()) -> Iterator[Game | Failure]:
     """The results in a file, in its order. Raises FileError."""
     if columns is None and (pair := _table(source)) is not None:
-        return _tabled(source, *pair)
-    return of_comparisons(kept(comparisons(source, columns), list(where)))
+        return _tabled(source, *pair, list(where))
+    return of_comparisons(kept(comparisons(source, columns), list(where)), source)
 
 
 def _table(source: str) -> tuple[str, str] | None:
@@ -48,17 +49,24 @@ def _table(source: str) -> tuple[str, str] | None:
     return next((pair for pair in TABLES if all(name in row for name in pair)), None)
 
 
-def _tabled(source: str, left: str, right: str) -> Iterator[Game | Failure]:
+def _tabled(source: str, left: str, right: str, where: Sequence[str]) -> Iterator[Game | Failure]:
+    seen = kept_rows = 0
     for each in tables.read(source):
-        found = _cells(each, left, right)
+        seen += 1
+        if not isinstance(each.row, BadRow) and not fits(each.row, where):
+            continue
+        kept_rows += 1
+        place = f"{source}:{each.number}"
+        found = _cells(each, left, right, place)
         if isinstance(found, str):
-            place = f"{source}:{each.number}"
             yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {found}")
         else:
             yield found
+    if where and not kept_rows:
+        raise RlaifError(f"--where {' --where '.join(where)}: fits none of {seen} rows")
 
 
-def _cells(each: Numbered, left: str, right: str) -> Game | str:
+def _cells(each: Numbered, left: str, right: str, place: str) -> Game | str:
     if isinstance(each.row, BadRow):
         return each.row.message
     first, second, said = each.row.get(left), each.row.get(right), str(each.row.get("winner") or "").lower()
@@ -73,11 +81,12 @@ def _cells(each: Numbered, left: str, right: str) -> Game | str:
     else:
         return f"winner: expected {left}, {right} or tie, got {said[:40]!r}"
     rater = str(each.row.get("judge") or each.row.get("rater") or "human")
-    return Game(str(first), str(second), score, str(each.number), str(each.number), rater)
+    return Game(str(first), str(second), score, str(each.row.get("question_id") or place), place, rater)
 
 
-def of_comparisons(rows: Iterable[Comparison | Failure]) -> Iterator[Game | Failure]:
-    """A game for each vote; of more than two responses, the chosen one wins against each other one."""
+def of_comparisons(rows: Iterable[Comparison | Failure], source: str = "") -> Iterator[Game | Failure]:
+    """A game for each vote; of more than two responses, the chosen one wins against each other one. Ids of different
+    sources are different items; a prompt is the same everywhere."""
     for row in rows:
         if isinstance(row, Failure):
             yield row
@@ -86,7 +95,7 @@ def of_comparisons(rows: Iterable[Comparison | Failure]) -> Iterator[Game | Fail
         for vote in row.votes:
             for i, j, score in _results(vote, len(row.responses)):
                 chars = (len(row.responses[i]), len(row.responses[j]))
-                yield Game(names[i], names[j], score, cluster, row.id, vote.rater, chars)
+                yield Game(names[i], names[j], score, cluster, f"{source}:{row.id}", vote.rater, chars)
 
 
 def _results(vote: Vote, count: int) -> Iterator[tuple[int, int, float]]:

@@ -45,6 +45,12 @@ class Vote(Record):
     strength: Strength | None = None
     p: Probability | None = None
 
+    @model_validator(mode="after")
+    def _of_one_mind(self) -> Vote:
+        if self.p is not None and self.choice in {0, 1} and (self.p - 0.5) * (1 if self.choice == 0 else -1) < 0:
+            raise ValueError(f"p {self.p:g} is for the other response than choice {self.choice}")
+        return self
+
 
 class Comparison(Record):
     """A prompt and two to nine responses to it, with what people said of them."""

@@ -31,7 +31,9 @@ def scores(source: str) -> dict[str, float]:
             content = str(each.row.get("content") or "") or _content(each.row)
         except (TypeError, ValueError, RowError) as error:
             raise FileError(f"{place}: {error}") from None
-        if math.isfinite(value):
+        if math.isinf(value):
+            raise FileError(f"{place}: {value} is no score")
+        if not math.isnan(value):
             found[content] = value
     return found
 

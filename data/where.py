@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -51,16 +51,25 @@ def cell(row: Comparison | Response, column: str) -> Any:
     return row.model if column == "model" and isinstance(row, Response) else None
 
 
-def _test(condition: str) -> Test:
+def fits(fields: Mapping[str, Any], conditions: Sequence[str]) -> bool:
+    """Whether a plain row fits all conditions."""
+    return all(_matches(*_parsed(each), fields.get) for each in conditions)
+
+
+def _parsed(condition: str) -> tuple[str, str, str]:
     found = _CONDITION.fullmatch(condition)
     if found is None:
         raise RlaifError(
             f"--where {condition}: expected COLUMN=PATTERN or COLUMN!=PATTERN, for example type=contrast_*"
         )
-    column, sign, pattern = found["column"].strip(), found["sign"], found["pattern"].strip()
+    return found["column"].strip(), found["sign"], found["pattern"].strip()
 
-    def test(row: Comparison | Response) -> bool:
-        value = cell(row, column)
-        return (value is not None and fnmatchcase(str(value), pattern)) == (sign == "=")
 
-    return test
+def _matches(column: str, sign: str, pattern: str, cell_of: Callable[[str], Any]) -> bool:
+    value = cell_of(column)
+    return (value is not None and fnmatchcase(str(value), pattern)) == (sign == "=")
+
+
+def _test(condition: str) -> Test:
+    column, sign, pattern = _parsed(condition)
+    return lambda row: _matches(column, sign, pattern, lambda name: cell(row, name))

@@ -20,7 +20,7 @@ from evaluator.intervals import (
     NoDataError,
     intervals_json,
     number_interval,
-    ratio_interval,
+    share_interval,
     sums_interval,
     table_interval,
 )
@@ -89,7 +89,7 @@ def agree(ballots: Ballots, kendall: Interval | None = None) -> Agreement:
     tables, left_out = _tables(ballots)
     ordered = ballots.values is not None and len(ballots.classes) > 1
     return Agreement(
-        raw=ratio_interval(same, pairs),
+        raw=share_interval(same, pairs),
         fleiss=fleiss_kappa(counts),
         nominal=krippendorff_alpha(counts, nominal),
         ordinal=krippendorff_alpha(counts, ordinal) if ordered else None,
@@ -168,7 +168,8 @@ def ordinal(totals: Array) -> Array:
 
 def interval(values: Array) -> Distance:
     """The difference of the classes' numbers."""
-    squares = (values[:, None] - values[None, :]) ** 2
+    line = (values - values.min()) / max(float(np.ptp(values)), 1e-300)  # alpha does not know the unit
+    squares = (line[:, None] - line[None, :]) ** 2
     return lambda totals: np.broadcast_to(squares, (len(totals), *squares.shape))
 
 

@@ -18,14 +18,28 @@ from data.records import Comparison, Label, Vote
 from data.where import cell
 from evaluator.agreement import cohen_kappa, confusion
 from evaluator.ballots import named
-from evaluator.calibration import Bin, Temperature, brier, expected_calibration_error, reliability, temperature
+from evaluator.calibration import (
+    Bin,
+    Temperature,
+    brier,
+    calibrated_error,
+    expected_calibration_error,
+    log_odds,
+    reliability,
+    temperature,
+)
+from evaluator.clusters import by_prompt
 from evaluator.intervals import (
     Array,
+    IntArray,
     Interval,
     NoDataError,
+    cluster_sums,
     intervals_json,
     mean_interval,
     ratio_interval,
+    share_interval,
+    sums_interval,
     table_interval,
 )
 from evaluator.significance import difference, mcnemar, sample_sizes
@@ -92,6 +106,7 @@ class Alignment:
     kappa: Interval
     brier: Interval
     ece: Interval
+    ece_if_calibrated: Interval | None
     reliability: Sequence[Bin]
     temperature: Temperature | None
     prefers_longer: Interval
@@ -122,6 +137,7 @@ class Alignment:
             "kappa": self.kappa.json(),
             "brier": self.brier.json(),
             "ece": self.ece.json(),
+            "ece_if_calibrated": self.ece_if_calibrated and self.ece_if_calibrated.json(),
             "reliability": [each.json() for each in self.reliability],
             "temperature": self.temperature and self.temperature.json(),
             "prefers_longer": self.prefers_longer.json(),
@@ -157,6 +173,7 @@ def evaluate(
     """Compare labels with the votes on the same ids. Raises NoDataError where nothing can be compared."""
     every = list(labels)
     joined, other_texts = join(every, human)
+    joined = [(label, row) for label, row in joined if len(row.responses) == 2]
     judged = [(label, row, majority(row.votes)) for label, row in joined if row.votes]
     decided = [(label, row, side) for label, row, side in judged if side != TIE]
     if not decided:
@@ -169,9 +186,10 @@ def evaluate(
         )
     p = np.array([label.p for label, _, _ in decided])
     best = np.array([float(side) for _, _, side in decided])
-    right = _right(p, best)
+    right = np.where([_silent(label) for label, _, _ in decided], 0.0, _right(p, best))
     against = None if versus is None else _versus(decided, right, versus)
-    aligned = mean_interval(right)
+    prompts = by_prompt(row for _, row, _ in decided)
+    aligned = mean_interval(right, prompts)
     apart = None if against is None else (against.only_first + against.only_second) / against.difference.n
     return Alignment(
         alignment=aligned,
@@ -181,12 +199,13 @@ def evaluate(
         first_shown=first_shown([label for label, _ in joined]),
         both_right=_both_right(decided),
         orders=_orders(decided),
-        kappa=table_interval(confusion(_sides(p), best, 3), cohen_kappa),
-        brier=brier(p, 1 - best),
+        kappa=_kappa(_sides(p), best, 3, prompts),
+        brier=brier(p, 1 - best, prompts),
         ece=expected_calibration_error(p, 1 - best),
+        ece_if_calibrated=calibrated_error(p),
         reliability=reliability(p, 1 - best),
-        temperature=temperature(p, 1 - best),
-        prefers_longer=mean_interval(_right(np.array([_longer(row) for _, row, _ in decided]), best)),
+        temperature=temperature(log_odds(p), 1 - best, prompts),
+        prefers_longer=mean_interval(_right(np.array([_longer(row) for _, row, _ in decided]), best), prompts),
         against_raters=_against_raters(judged),
         raters=_raters(judged),
         yardstick=_yardstick(judged),
@@ -324,7 +343,7 @@ def first_shown(labels: Sequence[Label]) -> Interval | None:
     """The share of all verdicts, of either order, that chose what was shown first; a label's two go together."""
     said = [[order.p_first for order in label.orders if order.mass > 0] for label in labels if len(label.orders) == 2]
     rows = np.array([(sum(0.5 if p == 0.5 else float(p > 0.5) for p in each), len(each)) for each in said if each])
-    return ratio_interval(rows[:, 0], rows[:, 1]) if len(rows) else None
+    return share_interval(rows[:, 0], rows[:, 1]) if len(rows) else None
 
 
 def _both_right(decided: Sequence[Judged]) -> Interval | None:
@@ -344,8 +363,21 @@ def _order(decided: Sequence[Judged], at: int) -> OrderAlignment:
     said = np.array([float(_side(label, at)) for label, _, _ in decided])
     best = np.array([float(side) for _, _, side in decided])
     right = np.where(said == TIE, 0.5, (said == best).astype(np.float64))
-    table = confusion(said, best, 4)
-    return OrderAlignment(mean_interval(right), table_interval(table, cohen_kappa), int((said == UNREAD).sum()))
+    prompts = by_prompt(row for _, row, _ in decided)
+    kappa = _kappa(said, best, 4, prompts)
+    return OrderAlignment(mean_interval(right, prompts), kappa, int((said == UNREAD).sum()))
+
+
+def _kappa(said: Array, best: Array, classes: int, cluster: IntArray | None) -> Interval:
+    if cluster is None:
+        return table_interval(confusion(said, best, classes), cohen_kappa)
+    cells = np.eye(classes**2)[(said * classes + best).astype(np.int64)]
+    return sums_interval(cluster_sums(cluster, cells), lambda sums: cohen_kappa(sums.reshape(-1, classes, classes)))
+
+
+def _silent(label: Label) -> bool:
+    """No order could be read: that is wrong, not a tie."""
+    return all(order.mass == 0 for order in label.orders)
 
 
 def _yardstick(judged: Sequence[Judged]) -> Yardstick | None:
@@ -370,8 +402,8 @@ def _yardstick(judged: Sequence[Judged]) -> Yardstick | None:
         return None
     one, other = np.array(human), np.array(labeler)
     return Yardstick(
-        ratio_interval(one[:, 0], one[:, 1]),
-        ratio_interval(other[:, 0], other[:, 1]),
+        share_interval(one[:, 0], one[:, 1]),
+        share_interval(other[:, 0], other[:, 1]),
         ratio_interval(other[:, 0] - one[:, 0], one[:, 1]),
     )
 
@@ -387,7 +419,7 @@ def _versus(decided: Sequence[Judged], right: Array, versus: Iterable[Label]) ->
     first, second = right[both], _right(p, best)
     return Versus(
         mean_interval(second),
-        difference(first, second),
+        difference(first, second, by_prompt(decided[at][1] for at in both)),
         mcnemar(first, second),
         int((first > second).sum()),
         int((first < second).sum()),

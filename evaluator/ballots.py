@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ def of_comparisons(rows: Iterable[Comparison | Failure]) -> Ballots:
 
 def of_responses(rows: Iterable[Response | Failure]) -> Ballots:
     """The ratings of responses, which must all be of one kind: harmful or not, scores, or classes."""
-    ratings = [(row.id, each) for row in rows if isinstance(row, Response) for each in row.ratings]
+    ratings = [(f"{row.id} {row.content}", each) for row in rows if isinstance(row, Response) for each in row.ratings]
     kinds = {_kind(each) for _, each in ratings}
     if len(kinds) > 1:
         raise NoDataError(
@@ -92,9 +93,12 @@ def of_matrix(source: str) -> Ballots:
         raise FileError(f"{source}: cannot be read as a matrix: {error}") from None
     votes = [(str(column), str(row), cell) for row, column, cell in cells if cell.lower() not in MISSING]
     try:
-        return of_scores([(item, rater, float(cell)) for item, rater, cell in votes])
+        numbers = [(item, rater, float(cell)) for item, rater, cell in votes]
     except ValueError:
         return _ballots(votes, None)
+    if not all(math.isfinite(value) for _, _, value in numbers):
+        raise NoDataError(f"{source}: holds an infinite number")
+    return of_scores(numbers)
 
 
 def _ballots(votes: list[tuple[str, str, str]], order: dict[str, float] | None) -> Ballots:

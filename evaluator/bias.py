@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from data.records import Comparison, Label, Vote
-from evaluator.alignment import first_shown, join
+from data.records import Comparison, Label
+from evaluator.alignment import TIE, first_shown, join, majority
+from evaluator.clusters import by_prompt
 from evaluator.intervals import Interval, NoDataError, mean_interval
 from evaluator.significance import difference
 
@@ -52,7 +53,8 @@ TRAITS: Mapping[str, Trait] = {"longer": longer, "list": lists, "markup": markup
 
 @dataclass(frozen=True)
 class Preference:
-    """How often the response with more of a trait is preferred: by the labeler, by people, and by how much more."""
+    """How often the response with more of a trait is preferred: by the labeler, by the majority of people, and by how
+    much more."""
 
     labeler: Interval
     human: Interval | None
@@ -106,6 +108,7 @@ def _by(model: str) -> Trait:
 def _preference(joined: Sequence[tuple[Label, Comparison]], trait: Trait) -> Preference | None:
     """Over the items on which the responses differ; None where there are none."""
     both: list[tuple[float, float]] = []
+    rows: list[Comparison] = []
     said: list[float] = []
     for label, row in joined:
         much = trait(row)
@@ -115,14 +118,12 @@ def _preference(joined: Sequence[tuple[Label, Comparison]], trait: Trait) -> Pre
         own = 0.5 if label.p == 0.5 else float((label.p < 0.5) == (more == 1))
         said.append(own)
         if row.votes:
-            both.append((own, _people(row.votes, more)))
+            best = majority(row.votes)  # one verdict of people beside one of the labeler: like with like
+            both.append((own, 0.5 if best == TIE else float(best == more)))
+            rows.append(row)
     if not said:
         return None
     pairs = np.array(both).reshape(-1, 2)
     human = mean_interval(pairs[:, 1]) if len(pairs) else None
-    apart = difference(pairs[:, 0], pairs[:, 1]) if len(pairs) else None
+    apart = difference(pairs[:, 0], pairs[:, 1], by_prompt(rows)) if len(pairs) else None
     return Preference(mean_interval(np.array(said)), human, apart)
-
-
-def _people(votes: Sequence[Vote], more: int) -> float:
-    return sum(0.5 if vote.choice == "tie" else float(vote.choice == more) for vote in votes) / len(votes)

@@ -369,6 +369,8 @@ def _results(sources: Sequence[str], comparisons: str | None, looking: Looking, 
     labelled = {source for source in sources if is_labels(source)}
     if comparisons is not None and not labelled:
         raise RlaifError("--comparisons is for files of labels; these have their own texts")
+    if labelled and comparisons is None and looking.where:
+        raise RlaifError("--where: labels have no such columns; --comparisons FILE brings them")
     rows = None if comparisons is None else _people(comparisons, looking, unusable)
     every = chain.from_iterable(
         of_labels(labels(source), rows) if source in labelled else games(source, looking.columns, looking.where)
@@ -386,6 +388,8 @@ def _responses(sources: Sequence[str], looking: Looking, classes: set[str]) -> I
     if not sources:
         raise RlaifError("expected a file of responses")
     stems = [Path(source).stem for source in sources]
+    if len(set(stems)) < len(stems):
+        raise RlaifError("two of the files have one name, and would be one model; rename one, or add a column `model`")
     for source, stem in zip(sources, _apart(stems), strict=True):
         name = stem if len(sources) > 1 else None
         for row in kept(_noting(responses(source, looking.columns), classes), looking.where):

@@ -194,7 +194,6 @@ def agreement(result: Agreement) -> Report:
     known = {"Fleiss' kappa": result.fleiss, "Krippendorff's alpha, nominal": result.nominal}
     known |= {"  ordinal": result.ordinal} if result.ordinal else {}
     known |= {"  interval": result.interval} if result.interval else {}
-    known |= {"Kendall's W": result.kendall} if result.kendall else {}
     pairs = {**result.pairwise}
     sections = [
         Section(
@@ -221,6 +220,9 @@ def agreement(result: Agreement) -> Report:
     sections.append(
         Section("Votes", tables=[counts, Table(["rater", "votes"], [[n, float(c)] for n, c in result.raters.items()])])
     )
+    if result.kendall is not None:
+        about = "Of m raters who score at random it is 1/m, so it is not beside the others."
+        sections.append(Section("Order of responses", [about], tables=[_numbers({"Kendall's W": result.kendall})]))
     headlines = [f"Two raters agree on {text.percent(result.raw)}.", *text.agreement_verdict(result)]
     return Report("Do people agree with one another?", headlines, sections, result=result.json())
 

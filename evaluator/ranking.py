@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -24,7 +24,10 @@ PRIOR = 1.0
 POINTS = SCALE / math.log(BASE)
 """Elo points of one natural log-odds."""
 
-STEPS, CLOSE = 100, 1e-12
+STEPS, CLOSE, TINY = 100, 1e-12, 1e-18
+FLAT = 1e-7
+"""Curvature of the likelihood below which it has no maximum: somebody never lost."""
+
 MOST_GAMES = 20_000
 """Games up to which Elo is resampled: it has to be played again one by one."""
 
@@ -67,16 +70,16 @@ def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranke
     table = wins(results)
     note = _infinite(table, results.models)
     weight = (PRIOR if note else 0.0) if prior is None else prior
-    strengths = bradley_terry(table, weight)
-    spread = _spread(results, strengths, table, weight)
+    strengths = np.full(len(table), np.nan) if note and not weight else bradley_terry(table, weight)
+    spreads = _spreads(results, strengths, table, weight)
     order: list[int] = np.argsort(-strengths, kind="stable").tolist()
     names, met = results.models, (table + table.T)
-    shares = np.exp(strengths - strengths.max())
+    shares = np.exp(strengths - np.max(strengths))
     shares /= shares.sum()
     count = int(results.cluster.max()) + 1
     reach = _reach(count)
-    of_share = reach * _deviation(spread, np.eye(len(names)) - shares)
-    of_mean = reach * _deviation(spread, np.eye(len(names)) - 1 / len(names))
+    of_share = reach * _deviation(spreads, np.eye(len(names)) - shares)
+    of_mean = reach * _deviation(spreads, np.eye(len(names)) - 1 / len(names))
     centred = strengths - strengths.mean()
     own = {
         i: (
@@ -123,12 +126,21 @@ def bradley_terry(wins: Array, prior: float = 0.0) -> Array:
         chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
         imagined = 0.5 * (1 + np.tanh(strengths / 2))
         pull: Array = won - (met * chance).sum(1) - prior * imagined
-        step = cast("Array", np.linalg.lstsq(_curvature(met, chance, imagined, prior), pull, rcond=None)[0])
+        step = _step(_curvature(met, chance, imagined, prior), pull)
         far = float(np.abs(step).max())
         strengths = strengths + step * min(1.0, 2 / max(far, 1e-300))
-        if far < CLOSE or np.abs(strengths).max() > 500:
+        if far < CLOSE:
             break
-    return strengths - strengths.mean() if far < 1e-6 else np.full(size, np.nan)
+    chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
+    known = np.linalg.eigvalsh(_curvature(met, chance, 0.5 * (1 + np.tanh(strengths / 2)), prior))[0]
+    return strengths - strengths.mean() if far < 1e-6 and known > FLAT else np.full(size, np.nan)
+
+
+def _step(curvature: Array, pull: Array) -> Array:
+    try:
+        return cast("Array", np.linalg.solve(curvature, pull))
+    except np.linalg.LinAlgError:  # groups that never met
+        return cast("Array", np.linalg.lstsq(curvature, pull, rcond=None)[0])
 
 
 def _curvature(met: Array, chance: Array, imagined: Array, prior: float) -> Array:
@@ -141,14 +153,17 @@ def _curvature(met: Array, chance: Array, imagined: Array, prior: float) -> Arra
     )
 
 
-def _spread(results: Results, strengths: Array, table: Array, prior: float) -> Array:
-    """The covariance (M, M) of the log-strengths, with games of one prompt as one (Huber's sandwich)."""
+def _spreads(results: Results, strengths: Array, table: Array, prior: float) -> list[Array]:
+    """Covariances (M, M) of the log-strengths: Huber's sandwich, with games of one prompt as one; and under a prior
+    also what the likelihood's curvature says, as a model that never lost has no residuals to learn from."""
     from scipy.sparse import csr_array
 
     met = table + table.T
     chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
     imagined = 0.5 * (1 + np.tanh(strengths / 2))
-    inverse = np.linalg.pinv(_curvature(met, chance, imagined, prior))
+    if np.isnan(strengths).any():
+        return [np.full(table.shape, np.nan)]
+    inverse = cast("Array", np.linalg.pinv(_curvature(met, chance, imagined, prior)))
     apart = results.score - chance[results.first, results.second]
     count = int(results.cluster.max()) + 1
     pulls = csr_array(
@@ -159,11 +174,15 @@ def _spread(results: Results, strengths: Array, table: Array, prior: float) -> A
         shape=(count, len(strengths)),
     )
     middle = (pulls.T @ pulls).toarray() * (count / max(1, count - 1))
-    return inverse @ middle @ inverse
+    sandwich: Array = inverse @ middle @ inverse
+    return [sandwich, inverse] if prior else [sandwich]
 
 
-def _deviation(spread: Array, gradients: Array) -> Array:
-    return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", gradients, spread, gradients), 0.0))
+def _deviation(spreads: Sequence[Array], gradients: Array) -> Array:
+    """The larger of the standard errors; NaN where there is none, as of games that are all ties."""
+    found = [np.einsum("ij,jk,ik->i", gradients, spread, gradients) for spread in spreads]
+    most = np.maximum.reduce(found)
+    return np.where(most > TINY, np.sqrt(np.maximum(most, 0.0)), np.nan)
 
 
 def _reach(count: int) -> float:
@@ -209,7 +228,8 @@ def _average(results: Results, table: Array, reach: float) -> list[Interval]:
         (np.concatenate([there, back]), (np.concatenate([results.cluster] * 2), np.concatenate([i, j]))),
         shape=(count, len(table)),
     )
-    error = reach * np.sqrt(np.asarray(moved.multiply(moved).sum(0)).ravel() * count / max(1, count - 1))
+    square = np.asarray(moved.multiply(moved).sum(0)).ravel() * count / max(1, count - 1)
+    error = np.where(square > TINY, reach * np.sqrt(square), np.nan)
     return [
         Interval(float(v), float(np.maximum(0.0, v - e)), float(np.minimum(1.0, v + e)), int(n))
         for v, e, n in zip(value, error, met.sum(1), strict=True)
@@ -230,20 +250,24 @@ def elo(results: Results, k: float = K) -> Array:
 
 
 def _elo(results: Results, k: float) -> list[Interval]:
-    """With the spread over games drawn again, in their order."""
+    """With the spread over prompts drawn again, their games in their order."""
     value, count = elo(results, k), len(results.score)
     played = np.bincount(np.concatenate([results.first, results.second]), minlength=len(value))
     if count > MOST_GAMES or count < 2:
         return [Interval(float(v), math.nan, math.nan, int(n)) for v, n in zip(value, played, strict=True)]
-    drawn = np.sort(np.random.default_rng(0).integers(0, count, (REPLAYS, count)), axis=1).T
-    ratings, rows = np.full((REPLAYS, len(value)), INITIAL), np.arange(REPLAYS)
-    for games in drawn:
-        i, j = results.first[games], results.second[games]
-        step: Array = k * (results.score[games] - 1 / (1 + BASE ** ((ratings[rows, j] - ratings[rows, i]) / SCALE)))
-        ratings[rows, i] += step
-        ratings[rows, j] -= step
+    prompts = int(results.cluster.max()) + 1
+    times = np.random.default_rng(0).multinomial(prompts, np.full(prompts, 1 / prompts), REPLAYS).astype(np.float64)
+    ratings = np.full((REPLAYS, len(value)), INITIAL)
+    for i, j, score, cluster in zip(
+        results.first.tolist(), results.second.tolist(), results.score.tolist(), results.cluster.tolist(), strict=True
+    ):
+        chance = 1 / (1 + BASE ** ((ratings[:, j] - ratings[:, i]) / SCALE))
+        step = k * times[:, cluster] * (score - chance)  # a prompt drawn twice counts twice
+        ratings[:, i] += step
+        ratings[:, j] -= step
     low, high = np.quantile(ratings, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = (np.where(low == high, np.nan, each) for each in (low, high))
     return [
-        Interval(float(v), float(min(v, a)), float(max(v, b)), int(n))
+        Interval(float(v), float(np.minimum(v, a)), float(np.maximum(v, b)), int(n))
         for v, a, b, n in zip(value, low, high, played, strict=True)
     ]

@@ -14,23 +14,41 @@ from data import scores as scored
 from data.records import Comparison
 from data.where import cell
 from evaluator.alignment import TIE, majority
-from evaluator.calibration import Bin, Temperature, brier, expected_calibration_error, reliability, temperature
+from evaluator.calibration import (
+    Bin,
+    Temperature,
+    brier,
+    calibrated_error,
+    expected_calibration_error,
+    reliability,
+    temperature,
+)
 from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval, number_interval
 
 BINS = 20
+LEAST = 0.5
+"""Of the prompts must have n samples, for the best of n to be told."""
 
 
 @dataclass(frozen=True)
 class Optimised:
-    """The best of n by the proxy: how far that is from one sample, in nats, and what both scores say of it."""
+    """The best of n by the proxy: how far that is from one sample, in nats, and what both scores say of it, over the
+    `prompts` with as many samples."""
 
     n: int
+    prompts: int
     kl: float
     proxy: Interval
     gold: Interval
 
     def json(self) -> dict[str, Any]:
-        return {"n": self.n, "kl": self.kl, "proxy": self.proxy.json(), "gold": self.gold.json()}
+        return {
+            "n": self.n,
+            "prompts": self.prompts,
+            "kl": self.kl,
+            "proxy": self.proxy.json(),
+            "gold": self.gold.json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,7 @@ class RewardModel:
     log_loss: Interval
     brier: Interval
     ece: Interval
+    ece_if_calibrated: Interval | None
     reliability: Sequence[Bin]
     temperature: Temperature | None
     ties: Mapping[str, int]
@@ -64,6 +83,7 @@ class RewardModel:
             "log_loss": self.log_loss.json(),
             "brier": self.brier.json(),
             "ece": self.ece.json(),
+            "ece_if_calibrated": self.ece_if_calibrated and self.ece_if_calibrated.json(),
             "reliability": [each.json() for each in self.reliability],
             "temperature": self.temperature and self.temperature.json(),
             "ties": dict(self.ties),
@@ -110,7 +130,8 @@ def evaluate(
             groups[group].append(at)
     if by is not None and not groups:
         raise NoDataError(f"--by {by}: no such column")
-    p, outcome = _turned(margin)
+    line, outcome = _turned(margin)
+    p = 0.5 * (1 + np.tanh(line / 2))
     return RewardModel(
         accuracy=mean_interval(right),
         by={name: mean_interval(right[places]) for name, places in sorted(groups.items())},
@@ -120,8 +141,9 @@ def evaluate(
         log_loss=number_interval(np.logaddexp(0, -margin)),
         brier=brier(p, outcome),
         ece=expected_calibration_error(p, outcome),
+        ece_if_calibrated=calibrated_error(p),
         reliability=reliability(p, outcome),
-        temperature=temperature(p, outcome),
+        temperature=temperature(line, outcome),
         ties={"scores": int((margin == 0).sum()), "human": tied},
         unscored=unscored,
         over_optimisation=[] if gold is None else over_optimisation(_groups(rows, scores, gold)),
@@ -132,22 +154,31 @@ def over_optimisation(groups: Sequence[tuple[Array, Array]]) -> list[Optimised]:
     """Best of n by the proxy, for each n that every prompt has samples for (Gao et al. 2022).
 
     `groups` hold a prompt's proxy and gold scores, (N,) each. The expectation over all subsets of n, not one draw:
-    sorted by the proxy, the i-th of N is the best of C(i - 1, n - 1) of the C(N, n) subsets.
+    sorted by the proxy, the i-th of N is the best of C(i - 1, n - 1) of the C(N, n) subsets. All responses to a prompt
+    are its samples, whoever wrote them.
     """
     if not groups:
         raise NoDataError("--gold: no response has both scores")
-    most = min(len(proxy) for proxy, _ in groups)
+    most = max(len(proxy) for proxy, _ in groups)
     curve: list[Optimised] = []
-    for n in sorted({1, most, *(2**k for k in range(12) if 2**k <= most)}):
-        best = [[float(weights @ score[np.argsort(proxy, kind="stable")]) for score in (proxy, gold)]
-                for proxy, gold in groups for weights in [_best_of(n, len(proxy))]]  # fmt: skip
-        proxies, golds = np.array(best).T
-        curve.append(Optimised(n, math.log(n) - (n - 1) / n, number_interval(proxies), number_interval(golds)))
+    for n in (2**k for k in range(12) if 2**k <= most):
+        enough = [group for group in groups if len(group[0]) >= n]
+        if len(enough) < LEAST * len(groups):
+            break
+        proxies, golds = np.array([_best_of(n, *group) for group in enough]).T
+        curve.append(
+            Optimised(n, len(enough), math.log(n) - (n - 1) / n, number_interval(proxies), number_interval(golds))
+        )
     return curve
 
 
-def _best_of(n: int, count: int) -> Array:
-    return np.array([math.comb(i, n - 1) / math.comb(count, n) for i in range(count)])
+def _best_of(n: int, proxy: Array, gold: Array) -> tuple[float, float]:
+    """The expected scores of the best of n; of equal proxies any may be it, so they share their weight."""
+    order = np.argsort(proxy, kind="stable")
+    weights = np.array([math.comb(i, n - 1) / math.comb(len(proxy), n) for i in range(len(proxy))])
+    same = np.unique(proxy[order], return_inverse=True)[1]
+    shared = (np.bincount(same, weights) / np.bincount(same))[same]
+    return float(shared @ proxy[order]), float(shared @ gold[order])
 
 
 def _groups(
@@ -165,10 +196,9 @@ def _groups(
 
 
 def _turned(margin: Array) -> tuple[Array, Array]:
-    """Margins as probabilities of one side, with every second item turned round: else the outcome would always be 1."""
+    """Margins as log-odds of one side, with every second item turned round: else the outcome would always be 1."""
     turned = np.arange(len(margin)) % 2 == 1
-    shown = np.where(turned, -margin, margin)
-    return 0.5 * (1 + np.tanh(shown / 2)), np.where(turned, 0.0, 1.0)
+    return np.where(turned, -margin, margin), np.where(turned, 0.0, 1.0)
 
 
 def _histogram(margin: Array) -> list[tuple[float, float, int]]:

@@ -81,6 +81,7 @@ def alignment_lines(result: Alignment) -> list[str]:
         "Cohen's kappa": number(result.kappa),
         "Brier score (.25 is a shrug)": number(result.brier),
         "calibration error (ECE)": number(result.ece),
+        "  if it were calibrated": number(result.ece_if_calibrated),
     }
     if len(result.raters) > 1:
         lines |= {f"  rater {name}": percent(each) for name, each in result.raters.items()}
@@ -182,7 +183,7 @@ def agreement_verdict(result: Agreement) -> list[str]:
     strong = "strong" if alpha.value >= 0.8 else "fair" if alpha.value >= 0.667 else "weak"
     return [
         f"Agreement beyond chance is {strong} (alpha {alpha.value:.2f}; Krippendorff asks for .80, at least .667)."
-        " No labeler can be expected to agree with these people much more than they do with one another."
+        " Where people agree little, no labeler can agree much with single votes of theirs."
     ]
 
 
@@ -248,7 +249,8 @@ def ranking_verdict(result: Ranked) -> list[str]:
         if not (best.known and next_.known):
             found.append("How sure this order is cannot be told from so little.")
         else:
-            sure = "clearly ahead of" if best.low > next_.high else "ahead, but its interval overlaps that of"
+            clear = best.low > next_.high and not result.note
+            sure = "clearly ahead of" if clear else "ahead, but not beyond doubt, of"
             found.append(f"{names[0]} is {sure} {names[1]}.")
     return found
 
@@ -312,11 +314,12 @@ def reward_model_lines(result: RewardModel) -> list[str]:
         "log loss (.693 is a shrug)": number(result.log_loss),
         "Brier score (.25 is a shrug)": number(result.brier),
         "calibration error (ECE)": number(result.ece),
+        "  if it were calibrated": number(result.ece_if_calibrated),
     }
     if result.temperature is not None:
         lines["temperature that would fit"] = number(result.temperature.temperature, 2)
     curve = [
-        f"best of {each.n}: {each.kl:.2f} nats, proxy {number(each.proxy)}, gold {number(each.gold)}"
+        f"best of {each.n}, {each.kl:.2f} nats: proxy {number(each.proxy)}, gold {number(each.gold)}"
         for each in result.over_optimisation
     ]
     ties = f"equal scores {result.ties['scores']} (half right), people tied {result.ties['human']} (left out)"

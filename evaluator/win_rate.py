@@ -17,7 +17,6 @@ from evaluator.intervals import (
     cluster_sums,
     mean_interval,
     normal_interval,
-    ratio_interval,
 )
 from evaluator.logistic import NotIdentifiedError, expit, fit, logit
 from evaluator.results import Results
@@ -28,6 +27,7 @@ MOST_MODELS = 60
 EDGE = 0.05
 """Share of the results on one side of equal lengths below which the value at equal lengths is an extrapolation."""
 
+TINY = 1e-15
 SHRINK = 1.0
 """Ties that are added to what other models got on a prompt, so that one result does not make it infinitely hard."""
 
@@ -164,8 +164,7 @@ def _numbered(codes: IntArray) -> IntArray:
 def _rate(side: _Side) -> Interval:
     if np.bincount(side.cluster).max() == 1:
         return mean_interval(side.score)
-    sums = cluster_sums(side.cluster, np.column_stack([side.score, np.ones(len(side.score))]))
-    return ratio_interval(sums[:, 0], sums[:, 1])
+    return mean_interval(side.score, side.cluster)
 
 
 def _pair(results: Results, model: int, baseline: int) -> WinRate:
@@ -196,10 +195,10 @@ def _half(own: Array, other: Array) -> Array:
 
 
 def _sign_test(side: _Side) -> float:
-    """Exact, over comparisons: which of the two got more of its votes; ties are left out (Dixon and Mood 1946)."""
+    """Exact, over prompts: which of the two got more of what was said on it; no ties (Dixon and Mood 1946)."""
     from scipy.stats import binomtest
 
-    sums = cluster_sums(side.item, np.column_stack([side.score, np.ones(len(side.score))]))
+    sums = cluster_sums(side.cluster, np.column_stack([side.score, np.ones(len(side.score))]))
     lead = sums[:, 0] - sums[:, 1] / 2
     won, lost = int((lead > 1e-9).sum()), int((lead < -1e-9).sum())
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
@@ -254,9 +253,11 @@ def _by_difference(side: _Side, difficulty: Array | None) -> tuple[Interval, Int
     value = float(chances.mean())
     slope = (equal * (chances * (1 - chances))[:, None]).mean(0)
     own = cluster_sums(side.cluster, (chances - value)[:, None] / len(chances))[:, 0]
-    rate = normal_interval(value, found.influences @ slope + own)
-    rate = Interval(rate.value, max(0.0, rate.low), min(1.0, rate.high), rate.n)
-    return rate, normal_interval(float(found.coefficients[1]), found.influences[:, 1])
+    steep = value * (1 - value)
+    if steep < TINY:
+        raise NotIdentifiedError("the lengths separate wins from losses, so the effect has no finite estimate")
+    line = normal_interval(float(logit(np.array(value))), (found.influences @ slope + own) / steep)
+    return _chance(line), normal_interval(float(found.coefficients[1]), found.influences[:, 1])
 
 
 def _difficulty(results: Results, model: int, baseline: int, side: _Side) -> Array | None:

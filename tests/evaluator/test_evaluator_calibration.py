@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss
 
-from evaluator.calibration import BINS, brier, expected_calibration_error
+from evaluator.calibration import BINS, brier, calibrated_error, expected_calibration_error
 
 PAIRS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=60)
 QUICK = settings(deadline=None, max_examples=40)
@@ -39,7 +39,7 @@ def test_ece_is_the_plain_loops(pairs: list[tuple[float, float]]):
     p, outcome = arrays(pairs)
     found = expected_calibration_error(p, outcome)
     assert found.value == pytest.approx(plain_ece(p.tolist(), outcome.tolist()), abs=1e-12)
-    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert not found.known or 0 <= found.low <= found.value <= found.high <= 1
 
 
 @QUICK
@@ -74,6 +74,27 @@ def test_ece_of_the_plain_cases(p: list[float], outcome: list[int], expected: fl
 
 def test_always_saying_half_has_a_brier_score_of_a_quarter():
     assert brier(np.full(5, 0.5), np.array([1.0, 0, 0, 1, 0])).value == 0.25
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.1])
+def test_an_interval_of_the_calibration_error_holds_the_truth_in_at_least_19_cases_of_20(truth: float):
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(200):
+        p = rng.uniform(0.6, 0.9, 300)
+        found = expected_calibration_error(p, (rng.random(300) < p - truth).astype(float))
+        held += found.low <= truth + 1e-9 and found.high >= truth
+    assert held >= 190
+
+
+def test_what_a_calibrated_labeler_shows_lies_where_it_is_said_to_lie():
+    rng = np.random.default_rng(4)
+    p = rng.random(200)
+    said = calibrated_error(p)
+    assert said is not None
+    shown = [expected_calibration_error(p, (rng.random(200) < p).astype(float)).value for _ in range(300)]
+    assert said.value == pytest.approx(np.mean(shown), abs=0.01)
+    assert np.mean([said.low <= each <= said.high for each in shown]) > 0.9
 
 
 def test_a_calibrated_labeler_is_nearly_calibrated_in_the_sample():

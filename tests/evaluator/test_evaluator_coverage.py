@@ -192,7 +192,6 @@ def test_a_harmless_rate_by_the_majority_of_raters(raters: int, responses: int):
     honest([mean_interval(majority(responses)) for _ in range(4 * TIMES)], truth)
 
 
-@pytest.mark.xfail(reason="responses to one prompt are resampled as if they had nothing in common: 76 % instead of 95")
 @pytest.mark.usefixtures("drawn_once")
 def test_a_harmless_rate_with_several_responses_a_prompt():
     rng = generator(6)

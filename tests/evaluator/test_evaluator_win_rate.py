@@ -77,7 +77,7 @@ def test_the_difference_of_lengths_mirrors_with_the_sides(rows: Rows):
     assert one.rate is not None
     assert other.rate is not None
     assert one.rate.value + other.rate.value == pytest.approx(1, abs=1e-6)
-    assert one.rate.low == pytest.approx(1 - other.rate.high, abs=1e-6)
+    assert one.rate.low == pytest.approx(1 - other.rate.high, abs=1e-6, nan_ok=True)
     assert one.slope is not None
     assert other.slope is not None
     assert one.slope.value == pytest.approx(other.slope.value, abs=1e-6)
@@ -204,7 +204,6 @@ def test_lengths_that_lie_on_one_side_are_an_extrapolation():
     assert by_ratio.rate is not None
 
 
-@pytest.mark.xfail(reason="influences of residuals that are all 0 leave no doubt: [0.5, 0.5]; the raw rate is unknown")
 def test_all_ties_are_corrected_to_a_tie_without_certainty():
     for form in reasons([(0.5, n, (n + 1, 10)) for n in range(20)]):
         assert form.rate is not None
