@@ -74,6 +74,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/labeling.py
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/server.py
+	$(BIN)/python benchmarks/api.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(CLIENTS) .bench .pytest_cache .ruff_cache .hypothesis .coverage

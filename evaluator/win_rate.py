@@ -18,7 +18,7 @@ from evaluator.intervals import (
     mean_interval,
     normal_interval,
 )
-from evaluator.logistic import NotIdentifiedError, expit, fit, logit
+from evaluator.logistic import Fit, NotIdentifiedError, expit, fit, logit
 from evaluator.results import Results
 
 MOST_MODELS = 60
@@ -27,7 +27,6 @@ MOST_MODELS = 60
 EDGE = 0.05
 """Share of the results on one side of equal lengths below which the value at equal lengths is an extrapolation."""
 
-TINY = 1e-15
 SHRINK = 1.0
 """Ties that are added to what other models got on a prompt, so that one result does not make it infinitely hard."""
 
@@ -247,17 +246,24 @@ def _by_difference(side: _Side, difficulty: Array | None) -> tuple[Interval, Int
     columns += [] if difficulty is None else [difficulty]
     features = np.column_stack(columns)
     found = fit(features, side.score, side.cluster)
+    slope = normal_interval(float(found.coefficients[1]), found.influences[:, 1])
+    if difficulty is None:
+        return _chance(normal_interval(float(found.coefficients[0]), found.influences[:, 0])), slope
+    return _over_prompts(side, features, found), slope
+
+
+def _over_prompts(side: _Side, features: Array, found: Fit) -> Interval:
+    """The mean over prompts of the chance at equal lengths; its error by the delta method, on the scale of log-odds."""
     equal = features.copy()
     equal[:, 1] = 0.0
     chances = expit(equal @ found.coefficients)
     value = float(chances.mean())
-    slope = (equal * (chances * (1 - chances))[:, None]).mean(0)
-    own = cluster_sums(side.cluster, (chances - value)[:, None] / len(chances))[:, 0]
     steep = value * (1 - value)
-    if steep < TINY:
+    if steep <= 0:
         raise NotIdentifiedError("the lengths separate wins from losses, so the effect has no finite estimate")
-    line = normal_interval(float(logit(np.array(value))), (found.influences @ slope + own) / steep)
-    return _chance(line), normal_interval(float(found.coefficients[1]), found.influences[:, 1])
+    moved = (equal * (chances * (1 - chances))[:, None]).mean(0)
+    own = cluster_sums(side.cluster, (chances - value)[:, None] / len(chances))[:, 0]
+    return _chance(normal_interval(float(logit(np.array(value))), (found.influences @ moved + own) / steep))
 
 
 def _difficulty(results: Results, model: int, baseline: int, side: _Side) -> Array | None:
