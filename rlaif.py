@@ -327,6 +327,7 @@ def serve(
     rewarding: Annotated[Rewarding, Parameter(name="*", group=Group("The reward", sort_key=2))] | None = None,
     remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] | None = None,
     limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] | None = None,
+    also: tuple[str, ...] = (),
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
     device: str = "auto",
 ) -> int:
@@ -336,6 +337,8 @@ def serve(
 
     Parameters
     ----------
+    also
+        More servers of the same model as at --base-url: each request goes where the fewest wait, not where one is sick.
     dtype
         Number format of a local model.
     device
@@ -350,7 +353,9 @@ def serve(
     remote, listening = remote or Remote(), listening or Listening()
     reach = _reach(model, remote, limits or Limits())
     reach = replace(reach, spending=Spending(Meter(), remote.budget))
-    served = serving.Model(task, model, _cache(), dtype, device, reach)
+    if also and remote.base_url is None:
+        raise RlaifError("--also names more servers beside --base-url")
+    served = serving.Model(task, model, _cache(), dtype, device, reach, also)
     serving.serve(served, listening, rewarding or Rewarding(), _token(listening.token_file), _say)
     return OK
 
@@ -631,7 +636,7 @@ def _found(found: Found, words: Sequence[str]) -> int:
         facts = {"command": shlex.join(["rlaif", *words]), "rlaif-service": _version(), **found.facts()}
         page = found.page()
         _say(f"report: {write(replace(page, facts={**facts, **page.facts}), folder)}")
-    return SOME_FAILED if found.unusable.reasons or found.failed else OK
+    return SOME_FAILED if found.failed else OK
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -90,7 +90,7 @@ class Found:
     files: Sequence[str] = ()
     unusable: Unusable = field(default_factory=Unusable)
     failed: int = 0
-    """Rows without an answer: the status says so."""
+    """Rows that a model gave no answer to: the status says so."""
 
     @property
     def json(self) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def refusal(method: str, headers: Mapping[str, str], hosts: Collection[str]) -> 
         return None
     if urlsplit(headers.get("origin") or headers.get("referer") or "").netloc != host:
         return 403, "votes are taken from this page only"
-    if not headers.get("content-length", "").isdecimal() or int(headers["content-length"]) > LARGEST_BODY:
+    told = headers.get("content-length", "")
+    if not told.isdecimal() or len(told) > len(str(LARGEST_BODY)) or int(told) > LARGEST_BODY:
         return 413, f"a form of at most {LARGEST_BODY} bytes is expected"
     return None
 

@@ -7,7 +7,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import uvicorn
@@ -27,6 +27,7 @@ from labeler.server.gate import LOG, Gate
 from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
 from labeler.server.options import Listening, Rewarding
+from labeler.server.spread import Spread
 from labeler.server.wire import Serving
 from labeler.spending import Meter
 from labeler.wrappers import Cached, Checked, Metered
@@ -48,6 +49,7 @@ class Model:
     dtype: str = "auto"
     device: str = "auto"
     reach: Reach = field(default_factory=Reach)
+    also: tuple[str, ...] = ()
 
 
 def serve(
@@ -57,7 +59,7 @@ def serve(
     _check(listening, token)
     _check_tasks(model, rewarding)
     with _socket(listening.host, listening.port) as taken:
-        backend = open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=model.reach)
+        backend = opened(model, listening.answer_within)
         web = build(backend, model, listening, rewarding, token)
         host, port = listening.host, taken.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
@@ -75,6 +77,18 @@ def serve(
             timeout_graceful_shutdown=int(listening.stop_within),
         )
         uvicorn.Server(settings).run(sockets=[taken])
+
+
+def opened(model: Model, patience: float) -> Backend:
+    """The model, or one that stands for all its servers. A request is given up when its caller is."""
+    limits = replace(model.reach.limits, patience=min(model.reach.limits.patience, patience))
+
+    def on(url: str | None) -> Backend:
+        reach = replace(model.reach, base_url=url, limits=limits)
+        return open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=reach)
+
+    first = on(model.reach.base_url)
+    return Spread(first, [on(url) for url in model.also]) if model.also else first
 
 
 def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
