@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http.client import HTTPConnection
 from pathlib import Path
@@ -115,15 +115,15 @@ class Web:
         body: Any = b"",
         *,
         headers: Mapping[str, str] | None = None,
-        parts: Sequence[bytes] | None = None,
+        parts: Iterable[bytes] | None = None,
         gone: asyncio.Event | None = None,
         client: str = "127.0.0.1",
         unended: bool = False,
     ) -> Reply:
-        """`parts` are a chunked body, without a length; `unended` never sends the end of it; `gone` is set when the
+        """`parts` are a chunked body, read as it is wanted; `unended` never sends its end; `gone` is set when the
         caller hangs up."""
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
-        pieces = [sent] if parts is None else list(parts)
+        pieces = iter([sent] if parts is None else parts)
         sized = {"content-length": str(len(sent))} if parts is None else {"transfer-encoding": "chunked"}
         path, _, query = path.partition("?")
         scope = {
@@ -140,14 +140,14 @@ class Web:
             "client": (client, 50_000),
             "server": ("127.0.0.1", 8300),
         }
-        coming = iter(range(len(pieces)))
+        coming: bytes | None = next(pieces, b"")
         heard: list[Any] = []
 
         async def receive() -> dict[str, Any]:
-            at = next(coming, None)
-            if at is not None:
-                more = unended or at + 1 < len(pieces)
-                return {"type": "http.request", "body": pieces[at], "more_body": more}
+            nonlocal coming
+            if coming is not None:
+                part, coming = coming, next(pieces, None)
+                return {"type": "http.request", "body": part, "more_body": unended or coming is not None}
             await (gone or asyncio.Event()).wait()
             return {"type": "http.disconnect"}
 
@@ -161,7 +161,7 @@ class Web:
         told = {k.decode(): v.decode("latin-1") for k, v in heard[0]["headers"]}
         return Reply(heard[0]["status"], told, b"".join(each.get("body", b"") for each in heard[1:]))
 
-    async def post(self, path: str, body: Any, **more: Any) -> Reply:
+    async def post(self, path: str, body: Any = b"", **more: Any) -> Reply:
         return await self.ask("POST", path, body, **more)
 
     async def get(self, path: str, **more: Any) -> Reply:
@@ -264,6 +264,7 @@ def start(*words: str, cache: Path, program: Sequence[str] = (), **environment: 
         if ": http://" in line:
             break
     else:
+        running.stderr.close()
         running.wait()
         raise RuntimeError("\n".join(said))
     pipe = running.stderr
