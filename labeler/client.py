@@ -71,11 +71,18 @@ class RewardClient:
 
     def ask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Items as `/v1/rewards` takes them; one answer for each, in order."""
-        return [answer for piece in _pieces(asked) for answer in self._piece(piece)]
+        end = time.monotonic() + self.timeout
+        return [answer for piece in _pieces(asked) for answer in self._piece(piece, end)]
 
     async def aask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         found = await asyncio.gather(*(self._apiece(piece) for piece in _pieces(asked)))
         return [answer for piece in found for answer in piece]
+
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        connection = cast("http.client.HTTPConnection | None", getattr(self._local, "connection", None))
+        if connection is not None:
+            connection.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
@@ -83,8 +90,8 @@ class RewardClient:
         if session is not None:
             await session.close()
 
-    def _piece(self, piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        end, last = time.monotonic() + self.timeout, "no answer"
+    def _piece(self, piece: Sequence[Mapping[str, Any]], end: float) -> list[Answer]:
+        last = "no answer in time"
         for pause in _pauses():
             left = end - time.monotonic()
             if left <= 0:
