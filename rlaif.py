@@ -164,6 +164,18 @@ def report(
     return alignment(labels, human=human, versus=versus, by=by, looking=Looking(columns=columns, report=out))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Alike(Options):
+    """How all cells of an ablation are asked; what is varied has options of its own."""
+
+    shots: Annotated[int, Parameter(parse=False)] = 0
+    cot: Annotated[bool, Parameter(parse=False)] = False
+    samples: Annotated[int, Parameter(parse=False)] = 1
+
+    def __post_init__(self) -> None:
+        """Each cell checks its own."""
+
+
 @app.command
 def ablate(
     comparisons: str,
@@ -177,11 +189,11 @@ def ablate(
     shots: str = "0",
     cot: Literal["no", "yes", "both"] = "no",
     samples: str = "1",
-    options: Annotated[Options, Parameter(name="*", group=_ASKING)] | None = None,
+    options: Annotated[Alike, Parameter(name="*", group=_ASKING)] | None = None,
     running: Annotated[Running, Parameter(name="*", group=_RUNNING)] | None = None,
     remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] | None = None,
     limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] | None = None,
-) -> Found:
+) -> Found | int:
     """What does each choice change? Label one set in every combination, and hold each against the first.
 
     Paired tests on the same comparisons, corrected for their number; stopped, the same command goes on.
@@ -211,7 +223,7 @@ def ablate(
             task=cell.task,
             model=cell.model,
             out=out / f"{cell.file}.parquet",
-            options=cell.options(options or Options()),
+            options=cell.options(options or Alike()),
             running=running,
             remote=remote or Remote(),
             limits=limits or Limits(),
@@ -219,12 +231,20 @@ def ablate(
         for cell in cells
     ]
     human = _votes(comparisons, running)
-    out.mkdir(parents=True, exist_ok=True)
+    _checked(cells)
+    if running.dry_run is not None:
+        return _grid_projected(cells, asked, comparisons)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RlaifError(f"--out {out}: expected a folder that can be made: {error.strerror or error}") from None
     result = compare(_labelled(cells, asked, comparisons), human)
     (out / "table.md").write_text(markdown(result), encoding="utf-8")
     (out / "table.json").write_text(json.dumps(result.json(), ensure_ascii=False) + "\n", encoding="utf-8")
     looking = Looking(json=running.json, report=out if find_spec("altair") else None)
-    return Found(result.json(), markdown(result).splitlines(), lambda: pages.ablation(result), looking, [comparisons])
+    failed = sum(row.failed for row in result.rows)
+    lines = markdown(result).splitlines()
+    return Found(result.json(), lines, lambda: pages.ablation(result), looking, [comparisons], failed=failed)
 
 
 @app.command
@@ -504,7 +524,7 @@ def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable
 
 
 def _labelled(cells: Sequence[Cell], asked: Sequence[Asking], source: str) -> Iterator[Entry]:
-    """Label each cell; one that is done costs nothing. All are checked before the first is asked."""
+    """Label each cell; one that is done costs nothing."""
     from data import tables
     from data.labels import failures, labels
     from data.reading import comparisons as read
@@ -512,16 +532,40 @@ def _labelled(cells: Sequence[Cell], asked: Sequence[Asking], source: str) -> It
     from evaluator.ablation import Entry
     from labeler.commands import execute
     from labeler.preference import Labeler
-    from prompts.render import Style, pair_question
-    from prompts.task import load
 
-    for cell in cells:
-        pair_question(load(cell.task), Style(cell.shots, cell.cot))
     for cell, a in zip(cells, asked, strict=True):
         _say(f"{cell.name}:")
         execute(Labeler, Label, read(source, a.running.columns), _job_of(source, a), tables.count(source))
         found = list(labels(str(a.out))) if tables.count(str(a.out)) else []
         yield Entry(cell.name, asdict(cell), found, failures(str(a.out)))
+
+
+def _checked(cells: Sequence[Cell]) -> None:
+    """All tasks and models, before the first is asked. Raises RlaifError."""
+    from labeler.opening import known
+    from prompts.render import Style, pair_question
+    from prompts.task import load
+
+    for cell in cells:
+        known(cell.model)
+        pair_question(load(cell.task), Style(cell.shots, cell.cot))
+
+
+def _grid_projected(cells: Sequence[Cell], asked: Sequence[Asking], source: str) -> int:
+    """A dry run of each cell."""
+    from data.reading import comparisons as read
+    from labeler.commands import project
+    from labeler.preference import Labeler
+
+    for cell, a in zip(cells, asked, strict=True):
+        found, _ = project(Labeler, read(source, a.running.columns), _job_of(source, a))
+        if a.running.json:
+            _print_json({"cell": cell.name, **found.json()})
+        else:
+            _say(f"{cell.name}:")
+            for line in found.lines(cot=a.options.cot):
+                _say(f"  {line}")
+    return OK
 
 
 def _votes(source: str, running: Running) -> dict[str, Comparison]:
@@ -577,16 +621,18 @@ def _reach(model: str, remote: Remote, limits: Limits) -> Reach:
 def _found(found: Found, words: Sequence[str]) -> int:
     """Print an evaluation, and write its report where one is wanted."""
     if found.looking.json:
-        _print_json(found.numbers)
+        _print_json(found.json)
     else:
         print(_visible("\n".join(found.lines)))
+    if found.unusable.reasons:
+        _say(found.unusable.line)
     if (folder := found.looking.report) is not None:
         from evaluator.report.page import write
 
         facts = {"command": shlex.join(["rlaif", *words]), "rlaif-service": _version(), **found.facts()}
         page = found.page()
         _say(f"report: {write(replace(page, facts={**facts, **page.facts}), folder)}")
-    return OK
+    return SOME_FAILED if found.unusable.reasons or found.failed else OK
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

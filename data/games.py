@@ -102,11 +102,14 @@ def _results(vote: Vote, count: int) -> Iterator[tuple[int, int, float]]:
                 yield (other, vote.choice, 0.0) if low else (vote.choice, other, 1.0)
 
 
-def of_labels(labels: Iterable[Label], rows: Mapping[str, Comparison] | None) -> Iterator[Game]:
-    """A game for each soft label. Without the comparisons there are no names and no lengths."""
+def of_labels(labels: Iterable[Label], rows: Mapping[str, Comparison] | None) -> Iterator[Game | Failure]:
+    """A game for each soft label; a failure for one that is about none of the rows. Without the comparisons there are
+    no names and no lengths."""
     for label in labels:
         row = None if rows is None else rows.get(label.id)
         if rows is not None and (row is None or (label.content and row.content != label.content)):
+            why = "no comparison has its id" if row is None else "the comparison of its id has other texts"
+            yield Failure(id=label.id, stage="join", reason="unmatched", message=f"label {label.id}: {why}")
             continue
         names = _names(row) if row else ("response 0", "response 1")
         chars = (len(row.responses[0]), len(row.responses[1])) if row else None

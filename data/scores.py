@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from data import tables
@@ -30,7 +31,7 @@ def scores(source: str) -> dict[str, float]:
             content = str(each.row.get("content") or "") or _content(each.row)
         except (TypeError, ValueError, RowError) as error:
             raise FileError(f"{place}: {error}") from None
-        if value == value:
+        if math.isfinite(value):
             found[content] = value
     return found
 

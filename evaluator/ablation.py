@@ -108,10 +108,12 @@ def _percent(interval: Interval) -> str:
 def _row(entry: Entry, human: Mapping[str, Comparison], first: Sequence[Label] | None) -> Row:
     found, versus, why = None, None, None
     try:
-        found = evaluate(entry.labels, human, versus=first or None)
-        versus = found.versus
+        found = evaluate(entry.labels, human, versus=first or None) if entry.labels else None
+        versus = found and found.versus
     except NoDataError as error:
         why = str(error)
+    if not entry.labels:
+        why = "no labels; failed: " + ", ".join(f"{count} {reason}" for reason, count in entry.failures.items())
     usd = [label.usd for label in entry.labels if label.usd is not None]
     count = max(1, len(entry.labels))
     return Row(

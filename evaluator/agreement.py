@@ -19,7 +19,7 @@ from evaluator.intervals import (
     Interval,
     NoDataError,
     intervals_json,
-    mean_interval,
+    number_interval,
     ratio_interval,
     sums_interval,
     table_interval,
@@ -175,9 +175,7 @@ def interval(values: Array) -> Distance:
 def krippendorff_alpha(counts: Array, distance: Distance) -> Interval:
     """Krippendorff's alpha (2011, "Computing Krippendorff's alpha-reliability") of items' class counts (N, K)."""
     classes = counts.shape[1]
-    paired = counts[:, :, None] * counts[:, None, :]
-    paired[:, np.arange(classes), np.arange(classes)] -= counts
-    coincidences = (paired / (counts.sum(1) - 1)[:, None, None]).reshape(len(counts), -1)
+    shared = counts / (counts.sum(1, keepdims=True) - 1)
 
     def statistic(sums: Array) -> Array:
         table = sums.reshape(-1, classes, classes)
@@ -186,10 +184,12 @@ def krippendorff_alpha(counts: Array, distance: Distance) -> Interval:
         expected = (totals[:, :, None] * totals[:, None, :] * apart).sum((1, 2)) / (every * (every - 1))
         return _beyond((table * apart).sum((1, 2)) / every, expected)
 
-    if coincidences.shape[1] > CELLS:
-        total = coincidences.sum(0, keepdims=True)
-        return Interval(float(statistic(total)[0]), np.nan, np.nan, len(counts))
-    return sums_interval(coincidences, statistic)
+    if classes**2 > CELLS:
+        whole = (shared.T @ counts - np.diag(shared.sum(0))).reshape(1, -1)
+        return Interval(float(statistic(whole)[0]), np.nan, np.nan, len(counts))
+    coincidences = shared[:, :, None] * counts[:, None, :]
+    coincidences[:, np.arange(classes), np.arange(classes)] -= shared
+    return sums_interval(coincidences.reshape(len(counts), -1), statistic)
 
 
 def kendall_w(ranks: Array) -> float:
@@ -218,7 +218,7 @@ def mean_kendall_w(groups: Mapping[str, list[tuple[str, str, float]]]) -> Interv
             ranks = np.array([rankdata([table[rater, response] for response in responses]) for rater in whole])
             found.append(kendall_w(ranks))
     known = np.array([each for each in found if not np.isnan(each)])
-    return mean_interval(known) if len(known) else None
+    return number_interval(known) if len(known) else None
 
 
 def _beyond(observed: Array, expected: Array) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 from data.records import Comparison, Label, Vote
 from data.where import cell
 from evaluator.agreement import cohen_kappa, confusion
+from evaluator.ballots import named
 from evaluator.calibration import Bin, Temperature, brier, expected_calibration_error, reliability, temperature
 from evaluator.intervals import (
     Array,
@@ -192,7 +193,7 @@ def evaluate(
         ties={"labeler": int((p == 0.5).sum()), "human": len(judged) - len(decided)},
         failures=dict(failures or {}),
         by={} if by is None else _subsets(by, decided, right),
-        by_confidence=_grouped([_confidence(row.votes) for _, row, _ in decided], right),
+        by_confidence=_by_confidence(decided, right),
         by_strength=_grouped([_strength(row.votes) for _, row, _ in decided], right),
         versus=against,
         sample_size=sample_sizes(aligned.value, apart),
@@ -217,7 +218,7 @@ def join(labels: Sequence[Label], human: Mapping[str, Comparison]) -> tuple[list
 
 def majority(votes: Sequence[Vote]) -> int:
     """What most raters chose: 0, 1, or TIE where no choice has more votes than each other one."""
-    counts = Counter(TIE if vote.choice == "tie" else vote.choice for vote in votes)
+    counts = Counter(TIE if vote.choice == "tie" else vote.choice for vote in named(votes).values())
     best = max(counts.values())
     leading = [choice for choice, count in counts.items() if count == best]
     return leading[0] if len(leading) == 1 else TIE
@@ -284,6 +285,11 @@ def _grouped(names: Sequence[str | None], values: Array) -> dict[str, Interval]:
     return {name: mean_interval(values[places]) for name, places in groups.items()}
 
 
+def _by_confidence(decided: Sequence[Judged], right: Array) -> dict[str, Interval]:
+    found = _grouped([_confidence(row.votes) for _, row, _ in decided], right)
+    return {name: found[name] for _, name in CONFIDENCE if name in found}
+
+
 def _confidence(votes: Sequence[Vote]) -> str | None:
     """How many of them agree; None for a single vote, which says nothing of that."""
     if len(votes) < 2:
@@ -347,7 +353,7 @@ def _yardstick(judged: Sequence[Judged]) -> Yardstick | None:
     human: list[tuple[float, float]] = []
     labeler: list[tuple[float, float]] = []
     for label, row, _ in judged:
-        sides = [vote.choice for vote in row.votes if vote.choice != "tie"]
+        sides = [vote.choice for vote in named(row.votes).values() if vote.choice != "tie"]
         votes = [sides.count(0), sides.count(1)]
         agreed, model, count = 0.0, 0.0, 0
         for side in (0, 1):

@@ -15,6 +15,9 @@ from evaluator.intervals import Array, IntArray, NoDataError
 
 HARMLESS, HARMFUL = "harmless", "harmful"
 MOST_CLASSES = 1000
+UNNAMED = Vote.model_fields["rater"].default
+MISSING = frozenset({"", "nan", "na", "n/a", "none", "null", "*"})
+"""Cells of a matrix that hold no vote."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,12 @@ class Ballots:
 
 def of_comparisons(rows: Iterable[Comparison | Failure]) -> Ballots:
     """The votes of comparisons; rows of one id put theirs together. Of two responses, a tie lies between them."""
-    votes = [(row.id, vote.rater, _chosen(vote)) for row in rows if isinstance(row, Comparison) for vote in row.votes]
+    votes = [
+        (row.id, rater, str(vote.choice))
+        for row in rows
+        if isinstance(row, Comparison)
+        for rater, vote in named(row.votes).items()
+    ]
     two = {"1": 0.0, "tie": 0.5, "0": 1.0}
     if {choice for _, _, choice in votes} <= two.keys():
         return _ballots(votes, two)
@@ -82,7 +90,7 @@ def of_matrix(source: str) -> Ballots:
             ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{source}: cannot be read as a matrix: {error}") from None
-    votes = [(str(column), str(row), cell) for row, column, cell in cells if cell]
+    votes = [(str(column), str(row), cell) for row, column, cell in cells if cell.lower() not in MISSING]
     try:
         return of_scores([(item, rater, float(cell)) for item, rater, cell in votes])
     except ValueError:
@@ -93,6 +101,8 @@ def _ballots(votes: list[tuple[str, str, str]], order: dict[str, float] | None) 
     if not votes:
         raise NoDataError("there are no votes or ratings in it; name their column: --columns ...,human= or ratings=")
     last = {(item, rater): choice for item, rater, choice in votes}
+    if order is None and len(set(last.values())) > MOST_CLASSES:
+        raise NoDataError(f"more than {MOST_CLASSES} different votes; are these texts, and not classes?")
     items = {item: at for at, item in enumerate(dict.fromkeys(item for item, _ in last))}
     raters = {rater: at for at, rater in enumerate(sorted({rater for _, rater in last}))}
     present = set(last.values())
@@ -109,8 +119,14 @@ def _ballots(votes: list[tuple[str, str, str]], order: dict[str, float] | None) 
     )
 
 
-def _chosen(vote: Vote) -> str:
-    return str(vote.choice)
+def named(votes: Iterable[Vote]) -> dict[str, Vote]:
+    """One vote a rater, the last; those without a name are of different people."""
+    found: dict[str, Vote] = {}
+    unnamed = 0
+    for vote in votes:
+        unnamed += vote.rater == UNNAMED
+        found[f"{UNNAMED} {unnamed}" if vote.rater == UNNAMED and unnamed > 1 else vote.rater] = vote
+    return found
 
 
 def _kind(rating: Rating) -> str:

@@ -6,10 +6,12 @@ rlaif.py mounts `app`, prints, and writes the report.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import App, Parameter
 
@@ -18,6 +20,9 @@ from data.errors import RlaifError
 if TYPE_CHECKING:
     from data.records import Comparison, Failure, Response
     from evaluator.report.document import Report
+    from evaluator.results import Results
+
+T = TypeVar("T")
 
 app = App(name="evaluate", help="Compare labels with people's votes; every number has a 95 % interval.")
 
@@ -36,18 +41,60 @@ class Looking:
     report: Annotated[Path | None, Parameter(help="Also write report.html, .md and .json into this folder.")] = None
 
 
+@dataclass
+class Unusable:
+    """Rows that said nothing: how many, why, and the first of them. They are never taken for something else."""
+
+    reasons: Counter[str] = field(default_factory=Counter[str])
+    first: str = ""
+
+    def through(self, rows: Iterable[T | Failure]) -> Iterator[T | Failure]:
+        """The rows as they are, with the failures among them counted."""
+        from data.records import Failure
+
+        for row in rows:
+            if isinstance(row, Failure):
+                self.reasons[row.reason] += 1
+                self.first = self.first or row.message
+            yield row
+
+    @contextmanager
+    def telling(self) -> Generator[None]:
+        """Where nothing can be said, what was left out may be why."""
+        from evaluator.intervals import NoDataError
+
+        try:
+            yield
+        except NoDataError as error:
+            raise (NoDataError(f"{error}; {self.line}") if self.reasons else error) from None
+
+    @property
+    def line(self) -> str:
+        count = self.reasons.total()
+        told = ", ".join(f"{number} {reason}" for reason, number in self.reasons.items())
+        return f"{count} {'row' if count == 1 else 'rows'} left out ({told}); the first: {self.first}"
+
+
 By = Annotated[str | None, Parameter(help="Also for each value of this column.")]
 
 
 @dataclass(frozen=True)
 class Found:
-    """What an evaluation has to say: numbers, lines for a terminal, and a report. `files` were read."""
+    """What an evaluation has to say: numbers, lines for a terminal, and a report. `files` were read, `unusable` rows of
+    them left out."""
 
     numbers: Mapping[str, Any]
     lines: Sequence[str]
     page: Callable[[], Report]
     looking: Looking
-    files: Sequence[str] = field(default=())
+    files: Sequence[str] = ()
+    unusable: Unusable = field(default_factory=Unusable)
+    failed: int = 0
+    """Rows without an answer: the status says so."""
+
+    @property
+    def json(self) -> dict[str, Any]:
+        return {**self.numbers, "unusable": dict(self.unusable.reasons)}
 
     def facts(self) -> dict[str, str]:
         """What the files were, by their digests."""
@@ -76,8 +123,8 @@ def alignment(
     from evaluator import bias, pages, text
     from evaluator.alignment import evaluate
 
-    looking = looking or Looking()
-    known, own = _people(human, looking), list(read(labels))
+    looking, unusable = looking or Looking(), Unusable()
+    known, own = _people(human, looking, unusable), list(read(labels))
     against = None if versus is None else read(versus)
     result = evaluate(own, known, failures=failures(labels), by=by, versus=against)
     return Found(
@@ -86,6 +133,7 @@ def alignment(
         lambda: pages.alignment(result, bias.card(own, known), own, known, by=by),
         looking,
         [labels, human, *([versus] if versus else [])],
+        unusable,
     )
 
 
@@ -104,9 +152,9 @@ def bias(labels: str, /, *, human: str, looking: Looking | None = None) -> Found
     from evaluator import bias as measure
     from evaluator import pages, text
 
-    looking = looking or Looking()
-    card = measure.card(read(labels), _people(human, looking))
-    return Found(card.json(), text.bias_lines(card), lambda: pages.bias(card), looking, [labels, human])
+    looking, unusable = looking or Looking(), Unusable()
+    card = measure.card(read(labels), _people(human, looking, unusable))
+    return Found(card.json(), text.bias_lines(card), lambda: pages.bias(card), looking, [labels, human], unusable)
 
 
 @app.command
@@ -125,17 +173,22 @@ def agreement(source: str, /, *, matrix: bool = False, looking: Looking | None =
     from evaluator import ballots, pages, text
     from evaluator.agreement import agree, mean_kendall_w
 
-    looking = looking or Looking()
+    looking, unusable = looking or Looking(), Unusable()
     kendall = None
-    if matrix:
-        votes = ballots.of_matrix(source)
-    elif _single(source, looking):
-        rated = [*kept(responses(source, looking.columns), looking.where)]
-        votes, kendall = ballots.of_responses(rated), mean_kendall_w(ballots.by_prompt(rated))
-    else:
-        votes = ballots.of_comparisons(kept(comparisons(source, looking.columns), looking.where))
-    result = agree(votes, kendall)
-    return Found(result.json(), text.agreement_lines(result), lambda: pages.agreement(result), looking, [source])
+    if matrix and (looking.columns or looking.where):
+        raise RlaifError("--matrix: such a file has no columns with names; --columns and --where are for others")
+    with unusable.telling():
+        if matrix:
+            votes = ballots.of_matrix(source)
+        elif _single(source, looking):
+            rated = [*unusable.through(kept(responses(source, looking.columns), looking.where))]
+            votes, kendall = ballots.of_responses(rated), mean_kendall_w(ballots.by_prompt(rated))
+        else:
+            votes = ballots.of_comparisons(unusable.through(kept(comparisons(source, looking.columns), looking.where)))
+        result = agree(votes, kendall)
+    return Found(
+        result.json(), text.agreement_lines(result), lambda: pages.agreement(result), looking, [source], unusable
+    )
 
 
 @app.command
@@ -163,10 +216,11 @@ def winrate(
     from evaluator import pages, text
     from evaluator.win_rate import evaluate
 
-    looking = looking or Looking()
-    result = evaluate(_results(sources, comparisons, looking), model, baseline)
+    looking, unusable = looking or Looking(), Unusable()
+    with unusable.telling():
+        result = evaluate(_results(sources, comparisons, looking, unusable), model, baseline)
     files = [*sources, *([comparisons] if comparisons else [])]
-    return Found(result.json(), text.win_rate_lines(result), lambda: pages.win_rate(result), looking, files)
+    return Found(result.json(), text.win_rate_lines(result), lambda: pages.win_rate(result), looking, files, unusable)
 
 
 @app.command
@@ -193,10 +247,11 @@ def ranking(
     from evaluator import pages, text
     from evaluator.ranking import rank
 
-    looking = looking or Looking()
-    result = rank(_results(sources, comparisons, looking), k=k, prior=prior)
+    looking, unusable = looking or Looking(), Unusable()
+    with unusable.telling():
+        result = rank(_results(sources, comparisons, looking, unusable), k=k, prior=prior)
     files = [*sources, *([comparisons] if comparisons else [])]
-    return Found(result.json(), text.ranking_lines(result), lambda: pages.ranking(result), looking, files)
+    return Found(result.json(), text.ranking_lines(result), lambda: pages.ranking(result), looking, files, unusable)
 
 
 @app.command
@@ -233,13 +288,23 @@ def harmless(
     from evaluator import pages, text
     from evaluator.harmless import Policy, evaluate
 
-    looking = looking or Looking()
+    looking, unusable = looking or Looking(), Unusable()
     named = [
         frozenset(each.strip() for each in text_.split(",") if each.strip()) for text_ in (harmful, harmless, refusal)
     ]
     policy = Policy(named[0], named[1], named[2], threshold, judge)
-    result = evaluate(_responses(sources, looking), policy, by=by, baseline=baseline)
-    return Found(result.json(), text.harmless_lines(result), lambda: pages.harmless(result), looking, sources)
+    if both := policy.harmful & policy.harmless:
+        raise RlaifError(f"{', '.join(sorted(both))}: is named as --harmful and as --harmless")
+    classes: set[str] = set()
+    with unusable.telling():
+        rows = unusable.through(_responses(sources, looking, classes))
+        result = evaluate(rows, policy, by=by, baseline=baseline)
+    if classes and not policy.harmless and not policy.harmful & classes:
+        raise RlaifError(
+            f"--harmful {harmful}: no rating in the whole of it says so; there are {', '.join(sorted(classes)[:8])}."
+            " If nothing is harmful, name the --harmless classes too"
+        )
+    return Found(result.json(), text.harmless_lines(result), lambda: pages.harmless(result), looking, sources, unusable)
 
 
 @app.command(name="reward-model")
@@ -261,18 +326,20 @@ def reward_model(
     from evaluator import pages, text
     from evaluator.reward_model import evaluate
 
-    looking = looking or Looking()
-    known = _people(human, looking)
+    looking, unusable = looking or Looking(), Unusable()
+    known = _people(human, looking, unusable)
     result = evaluate(read(scores), known.values(), by=by, gold=None if gold is None else read(gold))
     files = [scores, human, *([gold] if gold else [])]
-    return Found(result.json(), text.reward_model_lines(result), lambda: pages.reward_model(result), looking, files)
+    return Found(
+        result.json(), text.reward_model_lines(result), lambda: pages.reward_model(result), looking, files, unusable
+    )
 
 
-def _people(human: str, looking: Looking) -> dict[str, Comparison]:
+def _people(human: str, looking: Looking, unusable: Unusable) -> dict[str, Comparison]:
     from data.reading import comparisons, merged_votes
     from data.where import kept
 
-    return merged_votes(iter(kept(comparisons(human, looking.columns), looking.where)))
+    return merged_votes(unusable.through(kept(comparisons(human, looking.columns), looking.where)))
 
 
 def _single(source: str, looking: Looking) -> bool:
@@ -290,7 +357,7 @@ def _single(source: str, looking: Looking) -> bool:
     return False
 
 
-def _results(sources: Sequence[str], comparisons: str | None, looking: Looking) -> Any:
+def _results(sources: Sequence[str], comparisons: str | None, looking: Looking, unusable: Unusable) -> Results:
     from itertools import chain
 
     from data.games import games, is_labels, of_labels
@@ -299,16 +366,19 @@ def _results(sources: Sequence[str], comparisons: str | None, looking: Looking) 
 
     if not sources:
         raise RlaifError("expected a file of comparisons, results or labels")
-    rows = None if comparisons is None else _people(comparisons, looking)
-    return collect(
-        chain.from_iterable(
-            of_labels(labels(source), rows) if is_labels(source) else games(source, looking.columns, looking.where)
-            for source in sources
-        )
+    labelled = {source for source in sources if is_labels(source)}
+    if comparisons is not None and not labelled:
+        raise RlaifError("--comparisons is for files of labels; these have their own texts")
+    rows = None if comparisons is None else _people(comparisons, looking, unusable)
+    every = chain.from_iterable(
+        of_labels(labels(source), rows) if source in labelled else games(source, looking.columns, looking.where)
+        for source in sources
     )
+    return collect(unusable.through(every))
 
 
-def _responses(sources: Sequence[str], looking: Looking) -> Iterable[Response | Failure]:
+def _responses(sources: Sequence[str], looking: Looking, classes: set[str]) -> Iterator[Response | Failure]:
+    """The rows of all files; `classes` gets what raters said in all of them, also where `--where` leaves rows out."""
     from data.reading import responses
     from data.records import Response
     from data.where import kept
@@ -318,9 +388,18 @@ def _responses(sources: Sequence[str], looking: Looking) -> Iterable[Response | 
     stems = [Path(source).stem for source in sources]
     for source, stem in zip(sources, _apart(stems), strict=True):
         name = stem if len(sources) > 1 else None
-        for row in kept(responses(source, looking.columns), looking.where):
+        for row in kept(_noting(responses(source, looking.columns), classes), looking.where):
             unnamed = isinstance(row, Response) and row.model is None and name is not None
             yield row.model_copy(update={"model": name}) if unnamed else row
+
+
+def _noting(rows: Iterable[Response | Failure], classes: set[str]) -> Iterator[Response | Failure]:
+    from data.records import Response
+
+    for row in rows:
+        if isinstance(row, Response):
+            classes.update(each.label for each in row.ratings if each.label is not None)
+        yield row
 
 
 def _apart(stems: Sequence[str]) -> list[str]:

@@ -34,6 +34,18 @@ class Interval:
     high: float
     n: int
 
+    @property
+    def known(self) -> bool:
+        """Whether there are bounds."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
+
+    def below(self, value: float) -> bool:
+        """Whether all of it is below a value; never where the bounds are unknown."""
+        return self.known and self.high < value
+
+    def above(self, value: float) -> bool:
+        return self.known and self.low > value
+
     def json(self) -> dict[str, float | int | None]:
         """For reports: NaN, which JSON does not have, becomes null."""
         return {
@@ -55,9 +67,21 @@ def mean_interval(values: Array, seed: int = 0) -> Interval:
     return ratio_interval(values, np.ones(count), seed)
 
 
+def number_interval(values: Array, seed: int = 0) -> Interval:
+    """The mean of numbers that are no shares, such as margins: where all are the same, the bounds are unknown."""
+    return _doubtful(sums_interval(np.column_stack([values, np.ones(len(values))]), _ratio, seed))
+
+
 def ratio_interval(above: Array, below: Array, seed: int = 0) -> Interval:
     """A share of what belongs to clusters: the sum of `above` over the sum of `below`, one of each a cluster (C,)."""
     found = sums_interval(np.column_stack([above, below]), _ratio, seed)
+    if found.low == found.high and found.value in {0.0, 1.0}:
+        return Interval(found.value, *wilson(found.value, found.n), found.n)
+    return _doubtful(found)
+
+
+def _doubtful(found: Interval) -> Interval:
+    """Where all items say the same, resampling shows no doubt, and there is no telling how much there should be."""
     return replace(found, low=math.nan, high=math.nan) if found.low == found.high else found
 
 

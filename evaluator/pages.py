@@ -45,7 +45,7 @@ def alignment(
             _agreement_section(result),
             _position_section(result),
             _calibration_section(labels, result.reliability, "of the label"),
-            _bias_section(card),
+            _bias_section(card, text.bias_verdict(card)),
             _cost_section(labels),
         ],
         readings=readings,
@@ -117,23 +117,25 @@ def _reliability(bins: Sequence[Bin]) -> Figure:
 
 
 def bias(card: BiasCard) -> Report:
-    return Report("What does the labeler fall for?", text.bias_verdict(card), [_bias_section(card)], result=card.json())
+    return Report(
+        "What does the labeler fall for?", text.bias_verdict(card), [_bias_section(card, [])], result=card.json()
+    )
 
 
-def _bias_section(card: BiasCard) -> Section:
+def _bias_section(card: BiasCard, said: Sequence[str]) -> Section:
     every = {**card.traits, **card.models}
     apart = {name: each.difference for name, each in every.items() if each.difference is not None}
     rows = [[name, each.labeler, each.human, each.difference] for name, each in every.items()]
     table = Table(["of the two, it prefers", "labeler", "people", "difference"], rows)
     if not apart:
-        return Section("What it falls for", text.bias_verdict(card), tables=[table] if rows else [])
+        return Section("What it falls for", said, tables=[table] if rows else [])
     caption = (
         "How much more often than people it prefers the response that is longer, has a list, refuses, is a model's own."
     )
     figure = Figure(
         "Labeler minus people", caption, charts.intervals(apart, "difference", reference=0.0, numbers="+.0%"), table
     )
-    return Section("What it falls for", text.bias_verdict(card), [figure])
+    return Section("What it falls for", said, [figure])
 
 
 def _cost_section(labels: Sequence[Label]) -> Section:
@@ -350,9 +352,10 @@ def reward_model(result: RewardModel) -> Report:
 
 
 def ablation(result: Ablation) -> Report:
-    known = {row.name: row.alignment for row in result.rows if row.alignment is not None}
+    short = _told_apart(result)
+    known = {short[row.name]: row.alignment for row in result.rows if row.alignment is not None}
     aligned = {name: each.alignment for name, each in known.items()}
-    apart = {row.name: row.versus.difference for row in result.rows if row.versus is not None}
+    apart = {short[row.name]: row.versus.difference for row in result.rows if row.versus is not None}
     position = {name: each.same_position for name, each in known.items() if each.same_position is not None}
     columns = [
         "cell",
@@ -399,6 +402,13 @@ def ablation(result: Ablation) -> Report:
         caption = "How often both orders get the same position: there the order decides, not the texts."
         sections.append(Section("Position", figures=[_shares("Same position in both orders", caption, position, None)]))
     return Report("What does each choice change?", text.ablation_verdict(result), sections, result=result.json())
+
+
+def _told_apart(result: Ablation) -> dict[str, str]:
+    """Names of cells by what varies among them, for charts: what all share is in the table."""
+    varied = [each for each in result.rows[0].settings if len({str(row.settings[each]) for row in result.rows}) > 1]
+    names = {row.name: ", ".join(f"{each} {row.settings[each]}" for each in varied) for row in result.rows}
+    return names if len(set(names.values())) == len(names) else {name: name for name in names}
 
 
 def _shares(title: str, caption: str, rows: Mapping[str, Interval], reference: float | None = COIN) -> Figure:

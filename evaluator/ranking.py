@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from data.errors import RlaifError
 from evaluator.intervals import LEVEL, Array, Interval, intervals_json
 from evaluator.results import Results, wins
 
@@ -16,6 +17,7 @@ INITIAL, BASE, SCALE = 1000.0, 10.0, 400.0
 K = 4.0
 """Elo's step, as arenas of language models use it; chess uses 32."""
 
+MOST_K = 1000.0
 PRIOR = 1.0
 """Ties against an imagined average model, where the results alone have no finite answer."""
 
@@ -54,7 +56,14 @@ class Ranked:
 
 
 def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranked:
-    """All three rankings. `prior` adds ties against an imagined average model; None adds PRIOR where it is needed."""
+    """All three rankings. `prior` adds ties against an imagined average model; None adds PRIOR where it is needed.
+
+    Raises RlaifError for a step or a prior that is none.
+    """
+    if not 0 < k <= MOST_K:
+        raise RlaifError(f"--k {k:g}: expected more than 0 and at most {MOST_K:g}")
+    if prior is not None and not 0 <= prior < math.inf:
+        raise RlaifError(f"--prior {prior:g}: expected 0 or more")
     table = wins(results)
     note = _infinite(table, results.models)
     weight = (PRIOR if note else 0.0) if prior is None else prior
@@ -74,7 +83,7 @@ def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranke
             Interval(
                 float(shares[i]),
                 float(shares[i] * math.exp(-of_share[i])),
-                min(1.0, float(shares[i] * math.exp(of_share[i]))),
+                float(np.minimum(1.0, shares[i] * math.exp(of_share[i]))),
                 int(met[i].sum()),
             ),
             Interval(
@@ -202,7 +211,7 @@ def _average(results: Results, table: Array, reach: float) -> list[Interval]:
     )
     error = reach * np.sqrt(np.asarray(moved.multiply(moved).sum(0)).ravel() * count / max(1, count - 1))
     return [
-        Interval(float(v), float(max(0.0, v - e)), float(min(1.0, v + e)), int(n))
+        Interval(float(v), float(np.maximum(0.0, v - e)), float(np.minimum(1.0, v + e)), int(n))
         for v, e, n in zip(value, error, met.sum(1), strict=True)
     ]
 

@@ -15,7 +15,7 @@ from data.records import Comparison
 from data.where import cell
 from evaluator.alignment import TIE, majority
 from evaluator.calibration import Bin, Temperature, brier, expected_calibration_error, reliability, temperature
-from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval
+from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval, number_interval
 
 BINS = 20
 
@@ -82,8 +82,9 @@ def evaluate(
     """Scores by content (data.scores) against the majority of the votes. Raises NoDataError."""
     rows = list(human)
     found: list[tuple[float, float, str | None]] = []
-    tied = unscored = 0
+    tied = unscored = many = 0
     for row in rows:
+        many += len(row.responses) != 2
         if not row.votes or len(row.responses) != 2:
             continue
         own = [scored.of(row, at, scores) for at in (0, 1)]
@@ -97,8 +98,8 @@ def evaluate(
             found.append((own[best] or 0.0, own[1 - best] or 0.0, group))
     if not found:
         raise NoDataError(
-            f"no comparison of two with a majority has both its responses scored ({unscored} lack a score): score them"
-            " with `rlaif score COMPARISONS`"
+            f"nothing to compare in {len(rows)} comparisons: {many} have more than two responses, {unscored} lack a"
+            f" score (`rlaif score COMPARISONS` makes them), on {tied} people are tied, the others have no votes"
         )
     better, worse = (np.array([each[at] for each in found], dtype=np.float64) for at in (0, 1))
     margin = better - worse
@@ -113,10 +114,10 @@ def evaluate(
     return RewardModel(
         accuracy=mean_interval(right),
         by={name: mean_interval(right[places]) for name, places in sorted(groups.items())},
-        margin=mean_interval(margin),
+        margin=number_interval(margin),
         histogram=_histogram(margin),
         quantiles={f"{q:g}": float(np.quantile(margin, q)) for q in (0.05, 0.25, 0.5, 0.75, 0.95)},
-        log_loss=mean_interval(np.logaddexp(0, -margin)),
+        log_loss=number_interval(np.logaddexp(0, -margin)),
         brier=brier(p, outcome),
         ece=expected_calibration_error(p, outcome),
         reliability=reliability(p, outcome),
@@ -141,7 +142,7 @@ def over_optimisation(groups: Sequence[tuple[Array, Array]]) -> list[Optimised]:
         best = [[float(weights @ score[np.argsort(proxy, kind="stable")]) for score in (proxy, gold)]
                 for proxy, gold in groups for weights in [_best_of(n, len(proxy))]]  # fmt: skip
         proxies, golds = np.array(best).T
-        curve.append(Optimised(n, math.log(n) - (n - 1) / n, mean_interval(proxies), mean_interval(golds)))
+        curve.append(Optimised(n, math.log(n) - (n - 1) / n, number_interval(proxies), number_interval(golds)))
     return curve
 
 

@@ -46,15 +46,27 @@ def points(interval: Interval | None) -> str:
     return f"{100 * interval.value:+5.1f} points {_range(interval, 100, 1)}, n {interval.n}"
 
 
+WIDEST = 60
+"""Characters of a name in a table."""
+
+
 def _table(lines: Mapping[str, str]) -> list[str]:
-    width = max(30, *map(len, lines)) if lines else 30
-    return [f"{name:<{width}} {value}" for name, value in lines.items()]
+    names = [_short(name) for name in lines]
+    width = max([30, *map(len, names)])
+    return [f"{name:<{width}} {value}" for name, value in zip(names, lines.values(), strict=True)]
+
+
+def _short(name: str) -> str:
+    """A name in one line, whatever a file has in it; the blanks before it stay."""
+    words = name[: len(name) - len(name.lstrip(" "))] + " ".join(name.split())
+    return words if len(words) <= WIDEST else words[: WIDEST - 1] + "…"
 
 
 def _range(interval: Interval, scale: float, digits: int) -> str:
-    if math.isnan(interval.low):
-        return "[-, -]"
-    return f"[{scale * interval.low:.{digits}f}, {scale * interval.high:.{digits}f}]"
+    low, high = (
+        "-" if math.isnan(each) else f"{scale * each + 0.0:.{digits}f}" for each in (interval.low, interval.high)
+    )
+    return f"[{low}, {high}]"
 
 
 def alignment_lines(result: Alignment) -> list[str]:
@@ -112,6 +124,8 @@ def verdict(result: Alignment) -> list[str]:
     else:
         found.append(f"It agrees with people more often than a coin would (at least {100 * aligned.low:.0f} %).")
     same = result.same_position
+    if result.consistent is None:
+        found.append("Only one order was asked: what the position does is in these labels, and cannot be seen.")
     if same is not None and same.value > MOSTLY:
         side = "first" if result.first_position is not None and result.first_position.value >= COIN else "second"
         found.append(
@@ -161,7 +175,9 @@ def agreement_verdict(result: Agreement) -> list[str]:
         return [
             "Everybody said the same everywhere: there is nothing by which agreement beyond chance could be measured."
         ]
-    if alpha.low <= 0:
+    if alpha.below(0):
+        return ["The raters contradict one another more than chance would: is a column turned round?"]
+    if not alpha.above(0):
         return ["The raters are not shown to agree beyond chance: the interval of alpha holds 0."]
     strong = "strong" if alpha.value >= 0.8 else "fair" if alpha.value >= 0.667 else "weak"
     return [
@@ -180,7 +196,8 @@ def win_rate_lines(result: WinRates) -> list[str]:
         "  sign test, p (exact)": p_value(one.p_value),
     }
     lines |= {f"{each.model} wins": percent(each.win_rate) for each in result.others}
-    counted = f"against {one.baseline}: {one.wins} won, {one.draws} tied, {one.losses} lost"
+    share = 100 * (one.wins + one.draws / 2) / one.games
+    counted = f"against {one.baseline}: {one.wins} won, {one.draws} tied, {one.losses} lost ({share:.1f} %)"
     error = "" if math.isnan(one.standard_error) else f"; standard error {100 * one.standard_error:.2f} points"
     return [*_table(lines), f"{counted}, on {one.items} comparisons{error}", "", win_rate_verdict(one)]
 
@@ -198,7 +215,10 @@ def win_rate_verdict(one: WinRate) -> str:
     else:
         said = f"Neither of {one.model} and {one.baseline} is shown to be preferred: the interval holds 50 %."
     equal = one.by_ratio.rate
-    if equal is not None and not math.isnan(equal.low) and (equal.value - COIN) * (rate.value - COIN) < 0:
+    turned = equal is not None and (
+        (equal.above(COIN) and rate.below(COIN)) or (equal.below(COIN) and rate.above(COIN))
+    )
+    if turned:
         said += " At equal lengths it is the other way round: mind what length does here."
     return said
 
@@ -210,10 +230,10 @@ def _controlled(found: LengthControlled) -> str:
 
 
 def ranking_lines(result: Ranked) -> list[str]:
-    width = max(len("model"), *map(len, result.elo))
+    width = max(len("model"), *(len(_short(name)) for name in result.elo))
     heads = f"{'Bradley-Terry, as Elo points':<32} {'Elo in file order':<26} {'mean win rate':<24} games"
     rows = [
-        f"{name:<{width}}  {_points(result.elo_scale[name]):<32} {_points(result.elo[name]):<26} "
+        f"{_short(name):<{width}}  {_points(result.elo_scale[name]):<32} {_points(result.elo[name]):<26} "
         f"{_percent(result.average_win_rate[name]):<24} {games}"
         for name, games in result.games.items()
     ]
@@ -225,9 +245,11 @@ def ranking_verdict(result: Ranked) -> list[str]:
     found = [f"The results alone have no finite answer: {result.note}."] if result.note else []
     if len(names) > 1:
         best, next_ = result.elo_scale[names[0]], result.elo_scale[names[1]]
-        apart = best.low > next_.high
-        sure = "clearly ahead of" if apart else "ahead, but its interval overlaps that of"
-        found.append(f"{names[0]} is {sure} {names[1]}.")
+        if not (best.known and next_.known):
+            found.append("How sure this order is cannot be told from so little.")
+        else:
+            sure = "clearly ahead of" if best.low > next_.high else "ahead, but its interval overlaps that of"
+            found.append(f"{names[0]} is {sure} {names[1]}.")
     return found
 
 
@@ -309,14 +331,14 @@ def reward_model_lines(result: RewardModel) -> list[str]:
 
 def reward_model_verdict(result: RewardModel) -> list[str]:
     rate = result.accuracy
-    if rate.low > COIN:
+    if rate.above(COIN):
         found = [f"It orders responses as people do more often than a coin would (at least {100 * rate.low:.0f} %)."]
     else:
         found = ["It is not shown to order responses as people do more often than a coin would."]
     curve = result.over_optimisation
     if len(curve) > 1:
-        best = max(curve, key=lambda each: each.gold.value)
-        if best.n != curve[-1].n:
+        best, last = max(curve, key=lambda each: each.gold.value), curve[-1]
+        if last.gold.below(best.gold.value) and last.proxy.value > best.proxy.value:
             found.append(
                 f"Beyond the best of {best.n} the proxy still rises and the gold score falls: over-optimisation."
             )
@@ -347,12 +369,12 @@ def bias_lines(card: BiasCard) -> list[str]:
 def bias_verdict(card: BiasCard) -> list[str]:
     """Which differences from people do not hold 0."""
     found: list[str] = []
-    if card.position is not None and not card.position.low <= COIN <= card.position.high:
+    if card.position is not None and (card.position.below(COIN) or card.position.above(COIN)):
         side = "first" if card.position.value > COIN else "second"
         found.append(f"It leans to what is shown {side} ({100 * card.position.value:.0f} % first).")
     for name, each in {**card.traits, **card.models}.items():
         apart = each.difference
-        if apart is not None and not math.isnan(apart.low) and not apart.low <= 0 <= apart.high:
+        if apart is not None and (apart.below(0) or apart.above(0)):
             more = "more" if apart.value > 0 else "less"
             found.append(f"It prefers {name!r} {abs(100 * apart.value):.0f} points {more} often than people do.")
     return found or ["No leaning is shown that people do not share."]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -185,7 +185,7 @@ def _pair(results: Results, model: int, baseline: int) -> WinRate:
         p_value=_sign_test(side),
         by_ratio=_controlled(side, lambda: _by_ratio(side)),
         by_difference=_controlled(side, lambda: _by_difference(side, _difficulty(results, model, baseline, side))),
-        longer=mean_interval(_half(side.own[known], side.other[known])) if known.any() else None,
+        longer=_rate(replace(side, score=_half(side.own, side.other))) if known.all() else None,
         games=count,
         items=int(side.item.max()) + 1,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from itertools import product
 from typing import Literal
 
@@ -37,8 +37,11 @@ class Cell:
         return f"{words}-{fingerprint(self.name, 6)}"
 
     def options(self, others: Options) -> Options:
-        """Raises RlaifError where they do not go together."""
-        return replace(others, shots=self.shots, cot=self.cot, samples=self.samples)
+        """What is about rationales is left out where there are none. Raises RlaifError where they contradict."""
+        asked = {each.name: getattr(others, each.name) for each in fields(Options)}
+        asked |= {"shots": self.shots, "cot": self.cot, "samples": self.samples}
+        asked |= {} if self.cot else {"clamp": None, "temperature": None}
+        return Options(**asked)
 
 
 def grid(

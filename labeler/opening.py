@@ -99,6 +99,20 @@ def open_backend(
             raise BackendError(f"--model {name}: unknown kind {kind!r}; `rlaif models` lists what there is")
 
 
+KINDS = ("local", "vllm", "openai", "anthropic", "litellm", "fake")
+
+
+def known(name: str) -> None:
+    """Raises BackendError for a name that no backend has, without opening one."""
+    kind, _, rest = name.partition(":")
+    if kind not in KINDS or not rest:
+        raise BackendError(f"--model {name}: expected KIND:NAME with KIND one of {', '.join(KINDS)} (`rlaif models`)")
+    if kind == "fake":
+        from labeler.fake import open_fake
+
+        open_fake(rest)
+
+
 def open_desk(name: str, reach: Reach) -> Desk:
     """Where the provider behind `KIND:NAME` takes batches. Raises BackendError."""
     kind, _, model = name.partition(":")

@@ -43,9 +43,9 @@ def comparisons(columns: Mapping[str, str]) -> Shape:
             {**fields, "id": values["id"]} if "id" in values else fields,
             prompt=values["prompt"],
             responses=(values["a"], values["b"]),
-            models=(values.get("model_a"), values.get("model_b")),
+            models=(values.get("model_a", fields.get("model_a")), values.get("model_b", fields.get("model_b"))),
             votes=vote(verdict, values.get("rater")),
-            used=frozenset(columns.values()),
+            used=frozenset({*columns.values(), "model_a", "model_b"}),
         )
 
     return Shape(_about(columns), has(*columns.values()), read)
@@ -58,7 +58,7 @@ def responses(columns: Mapping[str, str]) -> Shape:
         raise RlaifError(f"--columns: also needed: {', '.join(f'{name}=COLUMN' for name in missing)}")
     raters = [each.strip() for each in columns.get("ratings", "").split("+") if each.strip()]
     single = {name: column for name, column in columns.items() if name != "ratings"}
-    used = frozenset({*single.values(), *raters})
+    used = frozenset({*single.values(), *raters, "model"})
 
     def read(fields: Fields) -> Response:
         values = {name: fields.get(column) for name, column in single.items()}
@@ -67,10 +67,16 @@ def responses(columns: Mapping[str, str]) -> Shape:
         prompt, reply = conversation(values["prompt"]), text(values["response"], columns["response"])
         identity = own_id({"id": values.get("id", fields.get("id"))}) or content_id(prompt, [reply])
         ratings = [{"rater": rater, **rating(fields[rater])} for rater in raters if fields.get(rater) not in {None, ""}]
-        row = {"id": identity, "prompt": prompt, "response": reply, "model": values.get("model"), "ratings": ratings}
+        row = {
+            "id": identity,
+            "prompt": prompt,
+            "response": reply,
+            "model": values.get("model", fields.get("model")),
+            "ratings": ratings,
+        }
         return make(Response, {**row, "meta": rest(fields, used)})
 
-    return Shape(_about(columns), has(*used), read)
+    return Shape(_about(columns), has(*single.values(), *raters), read)
 
 
 def rating(value: Any) -> dict[str, Any]:

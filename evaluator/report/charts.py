@@ -193,7 +193,7 @@ def _data(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _names(alt: Any) -> Any:
-    return alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=150, domain=False, ticks=False, grid=False))
+    return alt.Y("name:N", title=None, sort=None, axis=alt.Axis(labelLimit=240, domain=False, ticks=False, grid=False))
 
 
 def _y(field: str, title: str, numbers: str, domain: Sequence[float] | None = None) -> Any:

@@ -1,12 +1,14 @@
-"""What the evaluator's tests share: labels and human rows in a line each."""
+"""What the evaluator's tests share: labels, human rows and games in a line each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from data.games import Game
 from data.records import Comparison, Label, Order, Vote
 from evaluator.alignment import Alignment, evaluate
+from evaluator.results import Results, collect
 
 
 def label(identity: str, p: float, second: float | None = None) -> Label:
@@ -39,3 +41,14 @@ def compare(table: Mapping[str, tuple[Label | float, str]], **options: Any) -> A
     """Alignment of a small table: id to (p or a whole label, votes)."""
     labels = [said if isinstance(said, Label) else label(name, said) for name, (said, _) in table.items()]
     return evaluate(labels, {name: human(name, votes) for name, (_, votes) in table.items()}, **options)
+
+
+def played(games: Iterable[tuple[Any, ...]]) -> Results:
+    """Games such as `("a", "b", 1.0)`, each with a prompt of its own, or `(first, second, score, prompt, chars)`."""
+    return collect(_game(at, *each) for at, each in enumerate(games))
+
+
+def _game(
+    at: int, first: str, second: str, score: float, prompt: object = None, chars: tuple[int, int] | None = None
+) -> Game:
+    return Game(first, second, score, str(at) if prompt is None else str(prompt), str(at), chars=chars)
