@@ -2,9 +2,9 @@
 
 Imports nothing of this project, only aiohttp where it is asynchronous: copy this file, or take it from `rlaif`.
 A failure is None, or an error, never a number.
-"""
 
-from __future__ import annotations
+Annotations are no strings here: verl executes the file without making it a module, where dataclasses cannot read those.
+"""
 
 import asyncio
 import http.client
@@ -56,7 +56,7 @@ class RewardClient:
     url: str
     token: str | None = None
     timeout: float = 100.0
-    _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = field(
+    _sessions: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession]" = field(
         default_factory=lambda: weakref.WeakKeyDictionary(), repr=False
     )
     _local: threading.local = field(default_factory=threading.local, repr=False)

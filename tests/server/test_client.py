@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -499,6 +500,17 @@ def test_the_file_needs_nothing_of_this_project(tmp_path, server):
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env={"PATH": ""})
     assert done.stdout.strip() == "True []"
+
+
+def test_verl_executes_the_file_from_its_path():
+    """Older versions make it a module first (`custom_module`), newer ones do not."""
+    spec = spec_from_file_location("custom_module_1", clients.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert inspect.iscoroutinefunction(module.verl_score)
+    assert module.RewardClient("http://127.0.0.1:1", timeout=0.1).rewards(["p"], ["r"]) == [None]
 
 
 def test_importing_the_client_imports_nothing_of_the_project():
