@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rewarding import Process, process, start
+from rewarding import ROOT, Process, process, start
 
 pytestmark = [
     pytest.mark.clients,
@@ -168,3 +169,21 @@ def test_a_server_that_stays_dead_costs_rewards_and_not_the_run(policy, tokenize
     assert math.isfinite(logged[0]["rewards/rlaif/mean"])
     assert [each["rewards/rlaif/mean"] for each in logged[1:]] == [None, None], "no reward is not a reward of 0"
     assert [each["loss"] for each in logged[1:]] == [0, 0]
+
+
+def test_the_example_trains(policy, tokenizer, server, tmp_path, monkeypatch):
+    policy.save_pretrained(tmp_path / "policy")
+    tokenizer.save_pretrained(tmp_path / "policy")
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each}) + "\n" for each in TALKS))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import trl_grpo
+
+    small = {"num_generations": 4, "per_device_train_batch_size": 4, "max_completion_length": 6, "max_steps": 2}
+    quiet = {"use_cpu": True, "bf16": False, "report_to": [], "logging_steps": 1}
+    prompts, out = str(tmp_path / "prompts.jsonl"), str(tmp_path / "out")
+    trainer = trl_grpo.train(server.url, str(tmp_path / "policy"), prompts, out, **small, **quiet)
+    logged = [each["rewards/rlaif/mean"] for each in trainer.state.log_history if "rewards/rlaif/mean" in each]
+    assert len(logged) == 2
+    assert all(map(math.isfinite, logged))
+    assert (tmp_path / "out" / "config.json").is_file()

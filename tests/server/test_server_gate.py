@@ -478,6 +478,9 @@ def test_no_text_and_no_token_is_ever_logged(tmp_path):
     assert set(lines[0]) == {"request", "path", "status", "seconds", "client"}
     logged = "\n".join(line for line in it.said if "made-up" not in line)
     assert not [each for each in (*SECRETS, TOKEN) if each in logged]
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert kept
+    assert not [each for each in (*SECRETS, TOKEN) if each.encode() in kept], "answers are kept under a hash"
 
 
 def test_it_says_little_without_verbose_and_nothing_about_requests(tmp_path):
