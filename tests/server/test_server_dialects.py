@@ -561,13 +561,13 @@ def test_fifty_rewards_are_those_of_rlaif_score_through_every_dialect(responses,
 
 
 @pytest.mark.slow
-def test_a_real_models_rewards_are_a_scorers_through_every_dialect(responses, cache):
-    from labeler.opening import open_backend
+def test_a_real_models_rewards_are_a_scorers_through_every_dialect(responses, smollm2):
+    from labeler.local import around
 
-    rows = sorted(responses, key=lambda each: len(each["prompt"]) + len(each["response"]))[:6]
+    rows = sorted(responses, key=lambda each: len(each["prompt"]) + len(each["response"]))[:4]
 
     async def run() -> None:
-        backend = open_backend("local:smollm2", cache=cache, dtype="float32", device="cpu")
+        backend = around("local:smollm2", smollm2)
         scorer = Scorer(load("helpfulness"), backend, Options())
         wanted = [each.reward for each in await scorer([row(each["response"], each["prompt"]) for each in rows])]
         async with served(backend) as web:
