@@ -13,24 +13,30 @@ import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache as cached
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 from data.records import Response, Score
 from labeler.backend import Backend, Choose
 from labeler.fake import RULES, FakeBackend
+from labeler.server import serving
 from labeler.server.gate import Gate
 from labeler.server.options import Listening, Rewarding
-from labeler.server.serving import Model, build
+from labeler.server.serving import Model
 from prompts import answers
+from prompts.task import load
 
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0
 """Seconds after which a test has failed."""
 
 MEMORY = Rewarding(kept="memory")
+TASKS = cached(load)
+"""Tasks are read once: their templates take longer to compile than all the rest of a server."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,8 @@ async def served(
     """A server that has begun; `patience` bounds the time in which a body must come."""
     with tempfile.TemporaryDirectory() as temporary:
         model = Model(tuple(tasks), "fake:noise", cache or Path(temporary))
-        gate = build(backend or Noted(), model, listening or Listening(), rewarding, token)
+        with patch.object(serving, "load", TASKS):
+            gate = serving.build(backend or Noted(), model, listening or Listening(), rewarding, token)
         if patience is not None:
             gate = replace(gate, patience=patience)
         begun, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
