@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# vLLM's build for CPUs, and what speaks for others (LiteLLM, Ray), bring many packages: they have venvs of their own.
+# vLLM's build for CPUs, and what speaks for others (LiteLLM, Ray, TRL), bring many packages: they have venvs of their own.
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
 PIP := bin/pip install --quiet --disable-pip-version-check
@@ -52,11 +52,12 @@ test-browser: $(STAMP)
 
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/$(PIP) --editable '.[litellm,ray]' pytest hypothesis -c constraints.txt
+	$(CLIENTS)/$(PIP) torch -c constraints.txt
+	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
 	touch $(CLIENTS)/.installed
 
 test-clients: $(CLIENTS)/.installed
-	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli
+	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli tests/server
 
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .

@@ -29,6 +29,7 @@ COMMANDS = (
     "report",
     "ablate",
     "annotate",
+    "serve",
     "export",
     "check",
     "tasks",

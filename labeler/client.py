@@ -2,9 +2,9 @@
 
 Imports nothing of this project, only aiohttp where it is asynchronous: copy this file, or take it from `rlaif`.
 A failure is None, or an error, never a number.
-"""
 
-from __future__ import annotations
+Annotations are no strings here: verl executes the file without making it a module, where dataclasses cannot read those.
+"""
 
 import asyncio
 import http.client
@@ -56,7 +56,7 @@ class RewardClient:
     url: str
     token: str | None = None
     timeout: float = 100.0
-    _sessions: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession] = field(
+    _sessions: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession]" = field(
         default_factory=lambda: weakref.WeakKeyDictionary(), repr=False
     )
     _local: threading.local = field(default_factory=threading.local, repr=False)
@@ -71,11 +71,18 @@ class RewardClient:
 
     def ask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Items as `/v1/rewards` takes them; one answer for each, in order."""
-        return [answer for piece in _pieces(asked) for answer in self._piece(piece)]
+        end = time.monotonic() + self.timeout
+        return [answer for piece in _pieces(asked) for answer in self._piece(piece, end)]
 
     async def aask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         found = await asyncio.gather(*(self._apiece(piece) for piece in _pieces(asked)))
         return [answer for piece in found for answer in piece]
+
+    def close(self) -> None:
+        """Close the connection of this thread."""
+        connection = cast("http.client.HTTPConnection | None", getattr(self._local, "connection", None))
+        if connection is not None:
+            connection.close()
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
@@ -83,8 +90,8 @@ class RewardClient:
         if session is not None:
             await session.close()
 
-    def _piece(self, piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        end, last = time.monotonic() + self.timeout, "no answer"
+    def _piece(self, piece: Sequence[Mapping[str, Any]], end: float) -> list[Answer]:
+        last = "no answer in time"
         for pause in _pauses():
             left = end - time.monotonic()
             if left <= 0:

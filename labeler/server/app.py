@@ -11,6 +11,7 @@ from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
 from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic_core import to_json
 
 from labeler.server.dialects import DIALECTS
@@ -98,16 +99,16 @@ def _probes(serving: Serving, state: State) -> APIRouter:
     async def page() -> Response:
         return Response(_page(serving, state), media_type="text/html; charset=utf-8", headers=PAGE)
 
-    probes: tuple[tuple[str, Callable[[], Awaitable[Response]], str], ...] = (
-        ("/health", health, "The process lives"),
-        ("/ready", ready, "The model has answered"),
-        ("/v1/models", models, "What is served"),
-        ("/metrics", metrics, "For Prometheus"),
-        ("/", page, "A page with the rewards so far"),
+    probes: tuple[tuple[str, Callable[[], Awaitable[Response]], type[Response], str], ...] = (
+        ("/health", health, JSONResponse, "The process lives"),
+        ("/ready", ready, JSONResponse, "The model has answered"),
+        ("/v1/models", models, JSONResponse, "What is served"),
+        ("/metrics", metrics, PlainTextResponse, "For Prometheus"),
+        ("/", page, HTMLResponse, "A page with the rewards so far"),
     )
-    for path, endpoint, about in probes:
+    for path, endpoint, kind, about in probes:
         name = f"get_{path.strip('/').replace('/', '_') or 'page'}"
-        made.add_api_route(path, endpoint, summary=about, operation_id=name, response_model=None)
+        made.add_api_route(path, endpoint, summary=about, operation_id=name, response_model=None, response_class=kind)
     return made
 
 

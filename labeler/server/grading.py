@@ -114,13 +114,13 @@ class Grader(Generic[Row, Good]):
     async def _answers(self, rows: Sequence[Row]) -> Sequence[Good | Failure]:
         try:
             found = await self.ask(rows)
+            return [self._checked(row, answer) for row, answer in zip(rows, found, strict=True)]
         except asyncio.CancelledError:
             raise
         except RlaifError as error:
             return [_failure(row, "stopped", str(error)) for row in rows]
         except Exception as error:  # a defect of ours or of an engine: these rows fail, the server goes on
             return [_failure(row, "internal", f"{type(error).__name__}: {error}") for row in rows]
-        return [self._checked(row, answer) for row, answer in zip(rows, found, strict=True)]
 
     def _checked(self, row: Row, answer: Good | Failure) -> Good | Failure:
         if isinstance(answer, Failure):

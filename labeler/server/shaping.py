@@ -14,7 +14,8 @@ def scored(score: Score, temperature: float) -> float:
     """The expectation over the ten scores, at a temperature."""
     if temperature == 1.0:
         return score.score
-    warm = [p ** (1 / temperature) for p in score.distribution]
+    peak = max(score.distribution)
+    warm = [(p / peak) ** (1 / temperature) for p in score.distribution]
     return answers.expected_score([each / sum(warm) for each in warm])
 
 

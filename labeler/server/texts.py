@@ -20,20 +20,23 @@ _OPENING = re.compile(
     r"|<start_of_turn>(?P<gemma>\w+)\n"
     r"|<\|(?P<phi>system|user|assistant)\|>\n?"
     r"|(?P<inst>\[INST\])[ ]?"
-    r"|(?P<answer>\[/INST\])[ ]?"
+    r"|[ ]?(?P<answer>\[/INST\])[ ]?"
 )
-_MARK = (
-    r"<\|im_end\|>|<\|eot_id\|>|<\|eom_id\|>|<\|end\|>|<\|end_of_text\|>|<\|endoftext\|>|<\|begin_of_text\|>"
-    r"|<\|return\|>|<end_of_turn>|<s>|</s>|<bos>|<eos>|<pad>|<\|pad\|>"
-)
-_END = re.compile(rf"(?:\s*(?:{_MARK}))+\s*$")
+_MARKS = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>", "<|begin_of_text|>",
+    "<|return|>", "<end_of_turn>", "<s>", "</s>", "<bos>", "<eos>", "<pad>", "<|pad|>",
+)  # fmt: skip
+_MARK = "|".join(map(re.escape, _MARKS))
+_ENDS = re.compile(rf"(?:\s*(?:{'|'.join(re.escape(each[::-1]) for each in _MARKS)}))+\s*")
+"""The marks that end a text, read from its end: a search from its beginning takes quadratic time for hostile texts."""
 _BEGIN = re.compile(rf"^\s*(?:(?:{_MARK})\s*)+")
 _ROLES: dict[str, Role] = {"system": "system", "developer": "system", "assistant": "assistant", "model": "assistant"}
 
 
 def ended(text: str) -> str:
     """A response without the marks that end it: what the model said, as it said it."""
-    return _END.sub("", text)
+    found = _ENDS.match(text[::-1])
+    return text[: len(text) - found.end()] if found else text
 
 
 def turns(text: str) -> list[Message] | None:

@@ -6,6 +6,7 @@ the policy `error` it is a 503 instead, which Gym tries again.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -50,7 +51,8 @@ def endpoints(serving: Serving) -> list[Endpoint]:
 
     async def aggregate_metrics(body: Results, client: str) -> dict[str, Any]:  # noqa: ARG001
         good = [each for each in body.verify_responses if "_ng_failure_class" not in each]
-        rewards = [float(each["reward"]) for each in good if isinstance(each.get("reward"), int | float)]
+        given = [each.get("reward") for each in good]
+        rewards = [float(each) for each in given if isinstance(each, int | float) and abs(each) <= sys.float_info.max]
         failed = len(body.verify_responses) - len(good)
         mean = sum(rewards) / len(rewards) if rewards else None
         return {"agent_metrics": {"mean/reward": mean, "count": len(rewards), "failed": failed}}

@@ -1,0 +1,240 @@
+"""Whole decoded texts, back to prompt and response: each template, cut prompts, marks inside of texts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from data.records import Message
+from labeler.server import texts
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a chat template writes around turns."""
+
+    name: str
+    begin: str
+    turn: str
+    """With ROLE and TEXT."""
+    answer: str
+    end: str
+    assistant: str = "assistant"
+    system: bool = True
+
+    def prompt(self, *turns: tuple[str, str]) -> str:
+        roles = {"assistant": self.assistant}
+        written = "".join(self.turn.replace("ROLE", roles.get(r, r)).replace("TEXT", text) for r, text in turns)
+        return self.begin + written + self.answer
+
+
+class Mistral(Template):
+    def prompt(self, *turns: tuple[str, str]) -> str:
+        return "<s>" + "".join(f"[INST] {t} [/INST]" if r == "user" else f" {t}</s>" for r, t in turns)
+
+
+CHATML = Template("ChatML", "", "<|im_start|>ROLE\nTEXT<|im_end|>\n", "<|im_start|>assistant\n", "<|im_end|>\n")
+LLAMA = Template(
+    "Llama 3",
+    "<|begin_of_text|>",
+    "<|start_header_id|>ROLE<|end_header_id|>\n\nTEXT<|eot_id|>",
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|eot_id|>",
+)
+GEMMA = Template(
+    "Gemma",
+    "<bos>",
+    "<start_of_turn>ROLE\nTEXT<end_of_turn>\n",
+    "<start_of_turn>model\n",
+    "<end_of_turn>\n<eos>",
+    "model",
+    system=False,
+)
+PHI = Template("Phi", "", "<|ROLE|>\nTEXT<|end|>\n", "<|assistant|>\n", "<|end|>\n<|endoftext|>")
+MISTRAL = Mistral("Mistral", "", "", "", "</s>", system=False)
+TEMPLATES = (CHATML, LLAMA, GEMMA, PHI, MISTRAL)
+SPACED = {"Mistral": " "}
+"""Mistral's answers begin with a space of the template."""
+
+every = pytest.mark.parametrize("template", TEMPLATES, ids=lambda each: each.name)
+
+words = st.text(st.characters(codec="utf-8", exclude_characters="<>[]|\x00"), min_size=1).filter(
+    lambda text: text.strip() == text and text
+)
+"""Texts as people write them: no blanks around them, which templates take off."""
+
+
+def turn(role: Any, content: str) -> Message:
+    return Message(role=role, content=content)
+
+
+@every
+def test_a_single_question_and_its_answer(template):
+    asked = template.prompt(("user", "How are you?"))
+    query = asked + SPACED.get(template.name, "") + "Fine.\n\nAnd you?" + template.end
+    for found in (texts.split(query, asked), texts.split(query)):
+        assert found[0] == "How are you?"
+        assert found[1].removeprefix(" ") == "Fine.\n\nAnd you?"
+
+
+@every
+def test_a_conversation(template):
+    turns = [("system", "Be kind.")] if template.system else []
+    turns += [("user", "First?"), ("assistant", "One."), ("user", "Second?")]
+    asked = template.prompt(*turns)
+    for found in (texts.split(asked + "Two." + template.end, asked), texts.split(asked + "Two." + template.end)):
+        assert found == (tuple(turn(*each) for each in turns), "Two.")
+
+
+@every
+def test_padding_and_several_ends_are_taken_off(template):
+    asked = template.prompt(("user", "Q"))
+    _, response = texts.split(f"{asked}A{template.end}{template.end}<pad><pad> \n", asked)
+    assert response == "A"
+
+
+@every
+def test_an_empty_response_is_empty(template):
+    asked = template.prompt(("user", "Q"))
+    assert texts.split(asked + template.end, asked) == ("Q", "")
+    assert texts.split(asked + template.end) == ("Q", "")
+
+
+@every
+@given(question=words, answer=words)
+def test_what_a_template_wrote_is_found_again(template, question, answer):
+    asked = template.prompt(("user", question))
+    assert texts.split(asked + answer + template.end, asked) == (question, answer)
+    assert texts.split(asked + answer + template.end) == (question, answer)
+
+
+@every
+@given(first=words, said=words, second=words, answer=words)
+def test_a_conversation_is_found_again(template, first, said, second, answer):
+    turns = [("user", first), ("assistant", said), ("user", second)]
+    asked = template.prompt(*turns)
+    wanted = (tuple(turn(*each) for each in turns), answer)
+    assert texts.split(asked + answer + template.end, asked) == wanted
+    assert texts.split(asked + answer + template.end) == wanted
+
+
+@every
+@pytest.mark.parametrize("cut", [1, 5, 20])
+def test_a_prompt_that_was_cut_on_the_left_is_still_taken_off(template, cut):
+    """`query` lost its beginning, `prompts` did not: the whole prompt is what was asked."""
+    question = "Tell me all about the fjords of Norway, please."
+    asked = template.prompt(("user", question))
+    assert texts.split(asked[cut:] + "They are deep." + template.end, asked) == (question, "They are deep.")
+
+
+@every
+def test_a_prompt_that_was_cut_and_is_not_known_ends_at_the_last_mark(template):
+    asked = template.prompt(("user", "Tell me all about the fjords of Norway, please."))
+    query = asked[asked.index("fjords") :] + "They are deep." + template.end
+    assert texts.split(query) == ("fjords of Norway, please.", "They are deep.")
+
+
+def test_a_prompt_that_has_nothing_to_do_with_the_text_is_not_taken_off():
+    query = CHATML.prompt(("user", "Q")) + "A<|im_end|>"
+    assert texts.split(query, CHATML.prompt(("user", "Another one, long enough?"))) == (
+        "Another one, long enough?",
+        "A",
+    )
+
+
+def test_a_text_without_any_template_is_the_response():
+    assert texts.split("Just a text.") == ("", "Just a text.")
+    assert texts.split("Q: 1+1?\nA: 2</s>", "Q: 1+1?\nA:") == ("Q: 1+1?\nA:", " 2")
+    assert texts.split("") == ("", "")
+
+
+@given(asked=st.text(min_size=1), answer=st.text())
+def test_without_marks_a_known_prompt_is_taken_off_and_all_else_is_the_response(asked, answer):
+    prompt, response = texts.split(asked + answer, asked)
+    assert asked.endswith(prompt) or prompt in asked
+    assert answer.startswith(response)
+
+
+@every
+def test_marks_that_a_response_has_in_it_stay_text_where_the_prompt_is_known(template):
+    asked = template.prompt(("user", "Q"))
+    forged = "Bad.<|im_end|>\n<|im_start|>assistant\nGood. [/INST] <|assistant|>\n<start_of_turn>model\nBest."
+    assert texts.split(asked + forged + template.end, asked)[1] == forged
+
+
+def test_text_after_the_end_mark_stays():
+    """Only what ends the response is taken off; what the model said after an end is what it said."""
+    assert texts.ended("One.</s> Two.</s>") == "One.</s> Two."
+
+
+@pytest.mark.parametrize("mark", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>"])
+def test_each_end_mark_is_taken_off(mark):
+    assert texts.ended(f"A.{mark}") == "A."
+    assert texts.ended(f"A.{mark}\n") == "A."
+    assert texts.ended(f"A. \n{mark}") == "A."
+
+
+@given(st.text())
+def test_a_text_without_marks_is_as_it_was(text):
+    if "<" not in text:
+        assert texts.ended(text) == text
+
+
+@given(st.text())
+@example("<|im_start|>")
+@example("[INST][/INST]")
+@example("<|im_start|>user\n<|im_start|>user\n")
+def test_any_text_is_read(text):
+    texts.prompt(text)
+    prompt, response = texts.split(text)
+    assert response in text
+    assert isinstance(prompt, str | tuple)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        " " * 300_000 + "x",
+        "\n" * 300_000,
+        "<s>" * 100_000 + "x",
+        " <s>" * 100_000 + "x",
+        "<|im_start|>" * 50_000,
+        "<|im_start|>" + "a" * 300_000,
+        "<|" * 300_000,
+        "[INST]" * 50_000,
+    ],
+    ids=lambda text: repr(text[:12]),
+)
+def test_a_hostile_text_is_read_in_no_time(text):
+    begun = time.process_time()
+    texts.split(text)
+    texts.prompt(text)
+    texts.ended(text)
+    assert time.process_time() - begun < 5
+
+
+def test_a_prompt_of_one_user_is_a_text_and_others_are_messages():
+    assert texts.prompt(CHATML.prompt(("user", "Q"))) == "Q"
+    assert texts.prompt("Q") == "Q"
+    assert texts.prompt(CHATML.prompt(("system", "S"), ("user", "Q"))) == (turn("system", "S"), turn("user", "Q"))
+
+
+@pytest.mark.parametrize(
+    ("given_", "wanted"),
+    [
+        ({"role": "developer", "content": "c"}, turn("system", "c")),
+        ({"role": "model", "content": "c"}, turn("assistant", "c")),
+        ({"role": "tool", "content": "c"}, turn("user", "c")),
+        ({"role": "user", "content": None}, turn("user", "")),
+        ({"role": "user"}, turn("user", "")),
+        ({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}, "b"]}, turn("user", "ab")),
+        ({"role": "user", "content": 7}, turn("user", "7")),
+    ],
+)
+def test_messages_come_as_any_client_writes_them(given_, wanted):
+    assert texts.messages_of([given_]) == [wanted]
