@@ -104,6 +104,8 @@ class Endpoint:
             found = await self.handle(asked, client)
         except RefusedError as error:
             return error.status, problem(error.status, error.message)
+        except texts.UnreadableError as error:
+            return 422, problem(422, str(error))
         return 200, to_json(found, inf_nan_mode="null")
 
     def described(self) -> dict[str, Any]:
