@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Prompt = str | Sequence[Mapping[str, Any]]
 
+PASSING = frozenset({"timeout", "overloaded", "stopped", "connection", "server_error", "rate_limit", "internal"})
+"""Reasons of a failed item that may be gone a moment later."""
+
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import defaultdict
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -15,8 +15,12 @@ from labeler.server.metrics import Metrics
 from labeler.server.options import Policy, Shaping
 from labeler.server.shaping import reward, scored
 
-GROUPS = 50_000
-"""Prompts whose last rewards are remembered, for the mean of a group that came one by one."""
+GROUPS, GROUP, FRESH = 20_000, 64, 3600.0
+"""Prompts whose rewards are remembered, for the mean of a group that came one by one; how many of each, and for how many
+seconds: an old mean is no word about a policy that has moved on."""
+
+SHARE = 0.6
+"""Of the patience that the first model has, where a second one is asked after it."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +48,21 @@ class Reward:
 
 @dataclass
 class _Memory:
-    """The mean of a prompt's rewards so far."""
+    """A prompt's last rewards, each different response once, and when the last of them came."""
 
-    total: float = 0.0
-    count: int = 0
+    rewards: dict[str, float] = field(default_factory=dict[str, float])
+    at: float = 0.0
+
+    def add(self, content: str, value: float, now: float) -> None:
+        self.rewards.pop(content, None)
+        self.rewards[content] = value
+        self.at = now
+        if len(self.rewards) > GROUP:
+            del self.rewards[next(iter(self.rewards))]
 
     @property
     def mean(self) -> float:
-        return self.total / self.count
+        return math.fsum(self.rewards.values()) / len(self.rewards)
 
 
 @dataclass
@@ -71,16 +82,16 @@ class Core:
     _means: dict[str, _Memory] = field(default_factory=dict[str, _Memory])
 
     @property
-    def _every(self) -> list[Grader[Response, Score] | Grader[Comparison, Ranking]]:
+    def every(self) -> list[Grader[Response, Score] | Grader[Comparison, Ranking]]:
         ranker = [self.ranker] if self.ranker else []
         return [*self.graders.values(), *self.fallback.values(), *ranker]
 
     def start(self) -> None:
-        for grader in self._every:
+        for grader in self.every:
             grader.start()
 
     async def stop(self) -> None:
-        await asyncio.gather(*(grader.stop() for grader in self._every))
+        await asyncio.gather(*(grader.stop() for grader in self.every))
 
     async def rewards(self, items: Sequence[Item], client: str, patience: float) -> list[Reward | Failure]:
         """One answer for each item, in order, within about `patience` seconds."""
@@ -88,9 +99,8 @@ class Core:
             found = [await self._one(items[0], client, patience)]
         else:
             found = await asyncio.gather(*(self._one(item, client, patience) for item in items))
-        groups = [each.group or _prompt(each.row) for each in items] if self.policy == "group-mean" else []
-        if groups:
-            found = self._with_means(groups, found)
+        if self.policy == "group-mean":
+            found = self._with_means(items, found)
         for each in found:
             self.metrics.rewarded(each.reward if isinstance(each, Reward) else None, _reason(each))
         return found
@@ -103,9 +113,12 @@ class Core:
         return found
 
     async def _one(self, item: Item, client: str, patience: float) -> Reward | Failure:
-        found = await self._scored(self.graders, item.row, client, patience)
+        end = time.monotonic() + patience
+        first = SHARE * patience if self.policy == "fallback" else patience
+        found = await self._scored(self.graders, item.row, client, first)
         if isinstance(found, Failure) and self.policy == "fallback":
-            second = await self._scored(self.fallback, item.row, client, patience)
+            left = max(0.0, end - time.monotonic())
+            second = await self._scored(self.fallback, item.row, client, left)
             if isinstance(second, Reward):
                 return Reward(second.reward, second.scores, second.cached, "fallback")
         return found
@@ -131,29 +144,23 @@ class Core:
             return Failure(id=row.id, stage="serve", reason="nan", message="the reward is not a number")
         return Reward(value, scores, cached)
 
-    def _with_means(self, groups: Sequence[str], found: Sequence[Reward | Failure]) -> list[Reward | Failure]:
-        """The mean of what the same prompt's other responses got, in this request or before it."""
-        together: dict[str, list[float]] = defaultdict(list)
-        for group, each in zip(groups, found, strict=True):
+    def _with_means(self, items: Sequence[Item], found: Sequence[Reward | Failure]) -> list[Reward | Failure]:
+        """The mean of what the same prompt's other responses got, in this request or shortly before it."""
+        now = time.monotonic()
+        groups = [_group(each) for each in items]
+        for group, item, each in zip(groups, items, found, strict=True):
             if isinstance(each, Reward):
-                together[group].append(each.reward)
-        filled: list[Reward | Failure] = []
-        for group, each in zip(groups, found, strict=True):
-            before = self._means.get(group)
-            if isinstance(each, Reward) or not (together[group] or before):
-                filled.append(each)
-            elif together[group]:
-                filled.append(Reward(math.fsum(together[group]) / len(together[group]), {}, source="group-mean"))
-            elif before is not None:
-                filled.append(Reward(before.mean, {}, source="group-mean"))
-        for group, rewards in together.items():
-            memory = self._means.pop(group, None) or _Memory()
-            memory.total, memory.count = memory.total + math.fsum(rewards), memory.count + len(rewards)
-            if memory.count:
+                memory = self._means.pop(group, None) or _Memory()
+                memory.add(item.row.content, each.reward, now)
                 self._means[group] = memory
         while len(self._means) > GROUPS:
             del self._means[next(iter(self._means))]
-        return filled
+        return [
+            Reward(memory.mean, {}, source="group-mean")
+            if isinstance(each, Failure) and (memory := self._means.get(group)) and now - memory.at <= FRESH
+            else each
+            for group, each in zip(groups, found, strict=True)
+        ]
 
 
 def expected(found: Reward, temperature: float) -> float | None:
@@ -163,8 +170,11 @@ def expected(found: Reward, temperature: float) -> float | None:
     return scored(next(iter(found.scores.values())), temperature)
 
 
-def _prompt(row: Response) -> str:
-    return hashed([row.prompt] if isinstance(row.prompt, str) else [each.content for each in row.prompt])
+def _group(item: Item) -> str:
+    """The prompt, and the group that the client named under it."""
+    prompt = item.row.prompt
+    texts = [prompt] if isinstance(prompt, str) else [f"{each.role}:{each.content}" for each in prompt]
+    return hashed([item.group or "", *texts])
 
 
 def _reason(found: Reward | Failure) -> str:

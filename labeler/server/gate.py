@@ -87,17 +87,21 @@ class Gate:
     def _admit(self, scope: Scope) -> tuple[int, str] | None:
         """Takes a token out of the path; says why a request may not come in."""
         given = None
-        parts = scope["path"].split("/", 3)
-        if parts[1:2] == ["k"] and len(parts) >= 3:
-            given, scope["path"] = parts[2], "/" + (parts[3] if len(parts) > 3 else "")
-            scope["raw_path"] = scope["path"].encode()
+        path = "/" + "/".join(part for part in scope["path"].split("/") if part)
+        parts = path.split("/", 3)
+        if parts[1] == "k" and len(parts) >= 3:
+            given, path = parts[2], "/" + (parts[3] if len(parts) > 3 else "")
+        scope["path"], scope["raw_path"] = path, path.encode()
+        headers = dict(scope["headers"])
+        if headers.get(b"origin") and self.token is None:
+            return 403, "a page in a browser may not ask a server without a token"
         if self.token is None or scope["path"] in OPEN:
             return None
-        headers = dict(scope["headers"])
-        given = given or headers.get(b"x-api-key", b"").decode("latin-1")
-        given = given or headers.get(b"authorization", b"").decode("latin-1").removeprefix("Bearer ")
-        given = given or next(iter(parse_qs(scope["query_string"].decode("latin-1")).get("key", [])), "")
-        if hmac.compare_digest(given.encode(), self.token.encode()):
+        scheme, _, bearer = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
+        told = [given or "", headers.get(b"x-api-key", b"").decode("latin-1")]
+        told += [bearer.strip()] if scheme.lower() == "bearer" else []
+        told += parse_qs(scope["query_string"].decode("latin-1")).get("key", [])
+        if any([hmac.compare_digest(each.encode(), self.token.encode()) for each in told]):
             return None
         return 401, "a token is needed: Authorization: Bearer TOKEN, X-API-Key, ?key=TOKEN, or the path /k/TOKEN/..."
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,6 +16,8 @@ from labeler.server.queueing import FairQueue
 
 Row = TypeVar("Row", Response, Comparison)
 Good = TypeVar("Good", Score, Ranking)
+
+LOG = logging.getLogger("rlaif.server")
 
 LINGER = 0.002
 """Seconds that a batch waits for company, when the model has nothing else to do."""
@@ -31,11 +34,12 @@ class Watch(Protocol):
     def joined(self) -> None: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class _Flight(Generic[Row, Good]):
-    """A question on its way, and how many wait for it."""
+    """A question on its way, who asked first, and how many wait for it."""
 
     row: Row
+    client: str
     answer: asyncio.Future[Good | Failure]
     waiting: int = 0
     begun: bool = False
@@ -73,7 +77,8 @@ class Grader(Generic[Row, Good]):
         await asyncio.gather(*self._workers, return_exceptions=True)
 
     async def grade(self, row: Row, client: str, patience: float) -> tuple[Good | Failure, bool]:
-        """The answer, and whether it was known already. After `patience` seconds a failure; the question goes on."""
+        """The answer, and whether it was known already. After `patience` seconds a failure; what the model was asked
+        already goes on, and is known then."""
         key = row.content
         known = self._known.get(key)
         if known is not None:
@@ -84,7 +89,7 @@ class Grader(Generic[Row, Good]):
         if flight is not None:
             self.watch.joined()
         else:
-            flight = _Flight[Row, Good](row, asyncio.get_running_loop().create_future())
+            flight = _Flight[Row, Good](row, client, asyncio.get_running_loop().create_future())
             if not self.queue.put(client, flight):
                 return _failure(row, "overloaded", f"{self.queue.bound} questions wait already"), False
             self._flying[key] = flight
@@ -97,18 +102,18 @@ class Grader(Generic[Row, Good]):
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.begun and self._flying.get(key) is flight:
-                del self._flying[key]  # nobody waits for it any more: it is not asked when its turn comes
+                del self._flying[key]
+                self.queue.give_up(flight.client, flight)
 
     async def _work(self) -> None:
         while True:
             taken = await self.queue.take(self.rows, self.linger if self.rows > 1 else 0.0)
-            wanted = [flight for flight in taken if flight.waiting]
-            if not wanted:
+            if not taken:
                 continue
-            for flight in wanted:
+            for flight in taken:
                 flight.begun = True
-            self.watch.batch(len(wanted))
-            for flight, answer in zip(wanted, await self._answers([each.row for each in wanted]), strict=True):
+            self.watch.batch(len(taken))
+            for flight, answer in zip(taken, await self._answers([each.row for each in taken]), strict=True):
                 self._settle(flight, answer)
 
     async def _answers(self, rows: Sequence[Row]) -> Sequence[Good | Failure]:
@@ -116,10 +121,14 @@ class Grader(Generic[Row, Good]):
             found = await self.ask(rows)
             return [self._checked(row, answer) for row, answer in zip(rows, found, strict=True)]
         except asyncio.CancelledError:
-            raise
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            return [_failure(row, "internal", "the model's own call was cancelled") for row in rows]
         except RlaifError as error:
             return [_failure(row, "stopped", str(error)) for row in rows]
         except Exception as error:  # a defect of ours or of an engine: these rows fail, the server goes on
+            LOG.exception("a call to the model failed")
             return [_failure(row, "internal", f"{type(error).__name__}: {error}") for row in rows]
 
     def _checked(self, row: Row, answer: Good | Failure) -> Good | Failure:

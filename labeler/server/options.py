@@ -94,8 +94,9 @@ class Rewarding:
     """How likelihoods are made, as for `rlaif score`."""
     votes: int = 5
     """Answers sampled where there are no log-probabilities."""
-    kept: Literal["disk", "memory"] = "disk"
-    """Where answers are kept: on disk they survive a restart."""
+    kept: Literal["auto", "disk", "memory"] = "auto"
+    """Where answers are kept: on disk they survive a restart. Default: on disk, but not for a server of your own
+    (--base-url), which may have another model under the same name tomorrow."""
 
     def __post_init__(self) -> None:
         if (self.on_failure == "fallback") != (self.fallback is not None):

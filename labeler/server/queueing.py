@@ -30,8 +30,17 @@ class FairQueue(Generic[T]):
         self._wake()
         return True
 
+    def give_up(self, client: str, item: T) -> None:
+        """Nobody waits for it any more: its place is another's."""
+        line = self._lines.get(client)
+        if line is not None and item in line:
+            line.remove(item)
+            self._size -= 1
+            if not line:
+                del self._lines[client]
+
     async def take(self, most: int, linger: float) -> list[T]:
-        """Up to `most` items, at least one: waits for the first, then `linger` seconds for company."""
+        """Up to `most` items: waits for the first, then `linger` seconds for company. None where all gave up then."""
         while not self._size:
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
@@ -43,6 +52,8 @@ class FairQueue(Generic[T]):
                 raise
         if self._size < most and linger > 0:
             await asyncio.sleep(linger)
+            if not self._size:  # all have given up meanwhile
+                return []
         return [self._next() for _ in range(min(most, self._size))]
 
     def _next(self) -> T:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import uvicorn
 
-from data.errors import RlaifError
+from data.errors import FileError, RlaifError
 from data.records import Failure, Response, Score, fingerprint
-from labeler.backend import Backend
+from labeler.backend import Backend, Likelihoods, Text
 from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import Reach, open_backend
@@ -29,9 +31,10 @@ from labeler.server.metrics import Metrics
 from labeler.server.options import Listening, Rewarding
 from labeler.server.spread import Spread
 from labeler.server.wire import Serving
-from labeler.spending import Meter
 from labeler.wrappers import Cached, Checked, Metered
 from prompts.task import Task, load
+
+T = TypeVar("T")
 
 BODY = 30.0
 """Seconds within which a request must have been sent."""
@@ -97,8 +100,10 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
     tasks = [load(name) for name in model.tasks]
     spending = model.reach.spending
     metered = Checked(Metered(backend, spending.meter), spending)
+    if spending.usd is not None and backend.price is None:
+        raise RlaifError(f"--budget: no price is known for {model.name}; give --price IN,OUT (USD per million tokens)")
     journal = _journal(model, rewarding)
-    stacked = metered if journal is None else Cached(metered, journal)
+    stacked = metered if journal is None else Cached(metered, Sparing(journal))
     options = Options(needs=rewarding.needs, votes=rewarding.votes)
     asked = climb(stacked, options.needs, options.votes)
     graders = {task.name: _grader(task, asked, options, listening, rewarding, metrics) for task in tasks}
@@ -109,7 +114,7 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
     second = _fallback(model, tasks, options, listening, rewarding, metrics)
     others: Mapping[str, Grader[Response, Score]] = second[1] if second else {}
     core = Core(graders, ranker, others, rewarding.on_failure, rewarding.shaping, metrics)
-    metrics.queued(lambda: sum(len(grader.queue) for grader in graders.values()))
+    metrics.queued(lambda: sum(len(grader.queue) for grader in core.every))
     digests = [Scorer(task, asked, options).digest for task in tasks]
     digest = digests[0] if len(digests) == 1 else fingerprint(digests)
     name = " + ".join(task.name for task in tasks)
@@ -117,9 +122,12 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
         core, model.name, name, digest, listening.answer_within, listening.most_items, rewarding.sharpness
     )
 
+    unkept = climb(metered, options.needs, options.votes)
+
     async def warm() -> str | None:
-        for grader in graders.values():
-            found, _ = await grader.grade(WARM, "warm-up", listening.answer_within)
+        """Past all that is known: the model itself must answer."""
+        for task in tasks:
+            (found,) = await Scorer(task, unkept, options)([WARM])
             if isinstance(found, Failure):
                 return f"{found.reason}: {found.message}"
         return None
@@ -129,9 +137,34 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
         if second is not None:
             await second[0].close()
         if journal is not None:
-            journal.close()
+            with contextlib.suppress(FileError):
+                journal.close()
 
     return app(serving, token=token, largest=listening.largest_body << 20, patience=BODY, warm=warm, close=close)
+
+
+@dataclass
+class Sparing:
+    """A store that is done without when it fails: a full disk must not cost a reward that was paid for."""
+
+    store: Journal
+    failed: bool = False
+
+    def get(self, keys: Sequence[str]) -> Mapping[str, Likelihoods | Text]:
+        return self._safely(lambda: self.store.get(keys)) or {}
+
+    def put(self, answers: Iterable[tuple[str, Likelihoods | Text]]) -> None:
+        self._safely(lambda: self.store.put(answers))
+
+    def _safely(self, do: Callable[[], T]) -> T | None:
+        if self.failed:
+            return None
+        try:
+            return do()
+        except FileError as error:
+            self.failed = True
+            LOG.warning("answers are no longer kept on disk: %s", error)
+            return None
 
 
 def _grader(
@@ -151,19 +184,26 @@ def _fallback(
 ) -> tuple[Backend, Mapping[str, Grader[Response, Score]]] | None:
     if rewarding.fallback is None:
         return None
-    reach = Reach(None, model.reach.keys, model.reach.limits)
+    reach = Reach(None, model.reach.keys, model.reach.limits, spending=model.reach.spending)
     backend = open_backend(rewarding.fallback, cache=model.cache, dtype=model.dtype, device=model.device, reach=reach)
-    asked = climb(Metered(backend, Meter()), options.needs, options.votes)
+    metered = Checked(Metered(backend, model.reach.spending.meter), model.reach.spending)
+    asked = climb(metered, options.needs, options.votes)
     return backend, {task.name: _grader(task, asked, options, listening, rewarding, metrics) for task in tasks}
 
 
 def _journal(model: Model, rewarding: Rewarding) -> Journal | None:
     """Answers on disk. Their keys are made of model, weights and whole prompts: several tasks share one store."""
-    if rewarding.kept == "memory":
+    if rewarding.kept == "memory" or (rewarding.kept == "auto" and model.reach.base_url is not None):
         return None
     folder = model.cache / "served"
     folder.mkdir(parents=True, exist_ok=True)
-    return Journal(folder / f"{fingerprint([model.name, model.reach.base_url])}.journal", "served")
+    path = folder / f"{fingerprint([model.name, model.reach.base_url, *model.tasks])}.journal"
+    try:
+        return Journal(path, "served")
+    except FileError as error:
+        raise RlaifError(
+            f"{error}. Is another server of this model and task running? --kept memory does without"
+        ) from None
 
 
 def _check(listening: Listening, token: str | None) -> None:

@@ -31,6 +31,9 @@ class Server:
     back: float = 0.0
 
     def failed(self) -> None:
+        """Of all requests that fail together, one makes it rest longer."""
+        if self.back > time.monotonic():
+            return
         self.back = time.monotonic() + self.rest
         self.rest = min(2 * self.rest, LONGEST_REST)
 

@@ -25,6 +25,7 @@ class Scores(BaseModel):
 
 def endpoints(serving: Serving) -> list[Endpoint]:
     async def evaluation(body: Texts, client: str) -> dict[str, Any]:
+        serving.check(len(body.messages))
         found = serving.all_or_nothing(await serving.ask([item(*texts.split(each)) for each in body.messages], client))
         name = f"scoreeval-{identity(*body.messages)}"
         scores = [each.reward for each in found]

@@ -117,6 +117,7 @@ class PreferenceAnswers(BaseModel):
 
 def endpoints(serving: Serving) -> list[Endpoint]:
     async def rewards(body: Rewards, client: str) -> dict[str, Any]:
+        serving.check(len(body.items))
         found = await serving.ask([each.item() for each in body.items], client, body.timeout_s)
         told = [_reward(each.id, answer, serving) for each, answer in zip(body.items, found, strict=True)]
         return {"model": serving.model, "task": serving.task, "digest": serving.digest, "items": told}

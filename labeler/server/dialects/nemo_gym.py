@@ -16,6 +16,9 @@ from data.records import Failure, Prompt
 from labeler.server import texts
 from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
 
+FAILED = frozenset({"_ng_failure_class", "_ng_failure_judge_error"})
+"""Marks of an earlier try: a rollout that is asked about again has this try's outcome alone."""
+
 
 class Rollout(Body):
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
@@ -35,16 +38,21 @@ class Results(Body):
 def endpoints(serving: Serving) -> list[Endpoint]:
     async def verify(body: Rollout, client: str) -> dict[str, Any]:
         response = _output(body.response)
-        if response is None:
-            raise RefusedError(422, "response.output: no message of the assistant in it")
-        (found,) = await serving.ask([item(_input(body.responses_create_params), response)], client)
-        echoed = body.model_dump()
+        echoed = {name: value for name, value in body.model_dump().items() if name not in FAILED}
+        asked = _input(body.responses_create_params)
+        if response is None:  # cut off while it was thinking: no failure of the judge, but nothing to judge either
+            told = "no_response: response.output has no message of the assistant"
+            return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
+        (found,) = await serving.ask([item(asked, response)], client)
         if not isinstance(found, Failure):
             return {**echoed, "reward": found.reward}
         if serving.core.policy == "error":
             serving.all_or_nothing([found])
         told = f"{found.reason}: {found.message}"
         return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
+
+    async def stateless(body: Session, client: str) -> str:  # noqa: ARG001
+        return "stateless"
 
     async def nothing(body: Session, client: str) -> dict[str, Any]:  # noqa: ARG001
         return {}
@@ -67,8 +75,9 @@ def endpoints(serving: Serving) -> list[Endpoint]:
     return [
         Endpoint("/verify", Rollout, None, verify, "The reward of a rollout", rollout, tag),
         Endpoint("/seed_session", Session, None, nothing, "Nothing to prepare", {}, tag),
+        Endpoint("/close_session", Session, None, nothing, "Nothing to put away", {}, tag),
         Endpoint("/aggregate_metrics", Results, None, aggregate_metrics, "The mean reward", {}, tag),
-        Endpoint("/reverify_mode", Session, None, nothing, "Rewards can be asked for again", {}, tag, "GET"),
+        Endpoint("/reverify_mode", Session, None, stateless, "Rewards can be asked for again", {}, tag, "GET"),
     ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from labeler.server import texts
 from labeler.server.core import Item
@@ -18,7 +18,7 @@ from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
 
 
 class Batch(Body):
-    query: list[str] = Field(default_factory=list[str])
+    query: list[str]
     prompts: list[str] | None = None
     labels: list[Any] | None = None
 
@@ -31,6 +31,7 @@ class Rewards(BaseModel):
 
 def endpoints(serving: Serving) -> list[Endpoint]:
     async def get_reward(body: Batch, client: str) -> dict[str, Any]:
+        serving.check(len(body.query))
         found = serving.all_or_nothing(await serving.ask(_items(body), client))
         return {
             "rewards": [each.reward for each in found],
