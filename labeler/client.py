@@ -94,36 +94,22 @@ class RewardClient:
             await session.close()
 
     def _piece(self, piece: Sequence[Mapping[str, Any]], end: float) -> list[Answer]:
-        last = "no answer in time"
+        asked = _Asked(piece)
         for pause in _pauses():
             left = end - time.monotonic()
-            if left <= 0:
-                break
-            status, body = self._post(_body(piece, left), left)
-            found = _read(status, body, len(piece))
-            if isinstance(found, list):
-                return found
-            last = found
-            if status not in AGAIN and status:
+            if left <= 0 or asked.take(*self._post(asked.body(left), left)):
                 break
             time.sleep(max(0.0, min(pause, end - time.monotonic())))
-        return _failed(len(piece), last)
+        return asked.answers
 
     async def _apiece(self, piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        end, last = time.monotonic() + self.timeout, "no answer"
+        asked, end = _Asked(piece), time.monotonic() + self.timeout
         for pause in _pauses():
             left = end - time.monotonic()
-            if left <= 0:
-                break
-            status, body = await self._apost(_body(piece, left), left)
-            found = _read(status, body, len(piece))
-            if isinstance(found, list):
-                return found
-            last = found
-            if status not in AGAIN and status:
+            if left <= 0 or asked.take(*await self._apost(asked.body(left), left)):
                 break
             await asyncio.sleep(max(0.0, min(pause, end - time.monotonic())))
-        return _failed(len(piece), last)
+        return asked.answers
 
     def _headers(self) -> dict[str, str]:
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -249,9 +235,29 @@ def _pauses() -> Any:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _body(piece: Sequence[Mapping[str, Any]], left: float) -> bytes:
-    """The server is told to be done a little before the caller gives up."""
-    return json.dumps({"items": list(piece), "timeout_s": max(0.1, 0.95 * left)}).encode()
+class _Asked:
+    """Items that are asked about until each has an answer, or a failure that will not pass."""
+
+    def __init__(self, piece: Sequence[Mapping[str, Any]]) -> None:
+        self.answers = [Answer(None, None, "server", "no answer in time")] * len(piece)
+        self._piece, self._open = piece, list(range(len(piece)))
+
+    def body(self, left: float) -> bytes:
+        """The server is told to be done a little before the caller gives up."""
+        wanted = [self._piece[at] for at in self._open]
+        return json.dumps({"items": wanted, "timeout_s": max(0.1, 0.95 * left)}).encode()
+
+    def take(self, status: int, body: bytes) -> bool:
+        """Whether nothing is to be asked again."""
+        found = _read(status, body, len(self._open))
+        if isinstance(found, str):
+            for at in self._open:
+                self.answers[at] = Answer(None, None, "server", found)
+            return bool(status) and status not in AGAIN
+        for at, answer in zip(self._open, found, strict=True):
+            self.answers[at] = answer
+        self._open = [at for at in self._open if self.answers[at].reason in PASSING]
+        return not self._open
 
 
 def _read(status: int, body: bytes, count: int) -> list[Answer] | str:
@@ -267,7 +273,3 @@ def _read(status: int, body: bytes, count: int) -> list[Answer] | str:
     except (ValueError, KeyError, TypeError) as error:
         return f"the answer cannot be read: {error}"
     return found if len(found) == count else f"{len(found)} answers for {count} items"
-
-
-def _failed(count: int, why: str) -> list[Answer]:
-    return [Answer(None, None, "server", why)] * count

@@ -16,8 +16,8 @@ from labeler.server.options import Policy, Shaping
 from labeler.server.shaping import reward, scored
 
 GROUPS, GROUP, FRESH = 20_000, 64, 3600.0
-"""Prompts whose rewards are remembered, for the mean of a group that came one by one; how many of each, and for how many
-seconds: an old mean is no word about a policy that has moved on."""
+"""Prompts whose rewards are remembered, for the mean of a group that came one by one; how many of each, and for how
+many seconds: an old mean is no word about a policy that has moved on."""
 
 SHARE = 0.6
 """Of the patience that the first model has, where a second one is asked after it."""

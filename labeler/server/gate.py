@@ -101,7 +101,7 @@ class Gate:
         told = [given or "", headers.get(b"x-api-key", b"").decode("latin-1")]
         told += [bearer.strip()] if scheme.lower() == "bearer" else []
         told += parse_qs(scope["query_string"].decode("latin-1")).get("key", [])
-        if any([hmac.compare_digest(each.encode(), self.token.encode()) for each in told]):
+        if any(hmac.compare_digest(each.encode(), self.token.encode()) for each in told):
             return None
         return 401, "a token is needed: Authorization: Bearer TOKEN, X-API-Key, ?key=TOKEN, or the path /k/TOKEN/..."
 
