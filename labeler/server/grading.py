@@ -22,7 +22,7 @@ LOG = logging.getLogger("rlaif.server")
 LINGER = 0.002
 """Seconds that a batch waits for company, when the model has nothing else to do."""
 
-REMEMBERED = 200_000
+REMEMBERED = 20_000
 """Answers kept in memory; the store behind the model has all of them."""
 
 

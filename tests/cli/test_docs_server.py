@@ -65,7 +65,7 @@ def test_every_call_of_the_page_is_answered(tmp_path):
                     )
                     assert done.returncode == 0, (line, done.stdout, done.stderr)
                     assert done.stdout
-                    assert "401" not in done.stdout
+                    assert '"401"' not in done.stdout
 
 
 def test_every_path_metric_and_option_that_the_page_names_is_there():

@@ -368,17 +368,19 @@ def test_a_mean_that_was_given_counts_in_no_later_mean():
     assert math.isclose(last, (a + b) / 2)
 
 
-def test_a_group_that_the_client_names_is_the_group():
+def test_a_group_is_what_the_client_names_under_a_prompt_and_never_another_prompts():
     body = {
         "items": [
             {"prompt": "P", "response": "a", "group": "1"},
             {"prompt": "P", "response": "b", "group": "2"},
+            {"prompt": "P", "response": "BAD", "group": "1"},
             {"prompt": "Q", "response": "BAD", "group": "1"},
         ]
     }
     (reply,) = replies(Rewarding(on_failure="group-mean", kept="memory"), body)
-    a, _, bad = items_of(reply)
+    a, _, bad, other = items_of(reply)
     assert bad["reward"] == a["reward"]
+    assert (other["status"], other["reward"]) == ("failed", None)
 
 
 def test_the_fallback_is_asked_only_for_what_failed_and_says_so():

@@ -261,14 +261,26 @@ def test_gym_gets_a_mark_for_a_failure_and_no_score():
 @pytest.mark.parametrize(
     "body",
     [
-        {"responses_create_params": {"input": "x"}, "response": {"output": []}},
-        {"responses_create_params": {"input": "x"}, "response": {"output": "text"}},
         {"responses_create_params": {"input": 7}, "response": ROLLOUT["response"]},
         {"responses_create_params": {}, "response": ROLLOUT["response"]},
     ],
 )
-def test_a_rollout_without_a_message_is_refused_and_not_scored(body):
+def test_a_rollout_without_a_prompt_is_refused(body):
     assert refused("/verify", body)[0] == 422
+
+
+@pytest.mark.parametrize("output", [[], "text", [{"type": "reasoning"}]])
+def test_a_rollout_that_never_came_to_its_answer_is_put_aside(output):
+    body = {"responses_create_params": {"input": "x"}, "response": {"output": output}}
+    found = post("/verify", body)
+    assert (found["reward"], found["_ng_failure_class"]) == (0.0, "judge_failed")
+    assert "no_response" in found["_ng_failure_judge_error"]
+
+
+def test_a_rollout_that_failed_once_and_is_good_now_has_no_mark_left():
+    found = post("/verify", {**ROLLOUT, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": "x"})
+    assert "_ng_failure_class" not in found
+    assert found["reward"] != 0.0
 
 
 def test_gyms_other_calls_are_answered():
@@ -293,7 +305,7 @@ def test_gyms_other_calls_are_answered():
         return seeded, told, empty, good(await web.get("/reverify_mode"))
 
     seeded, told, empty, mode = serving(work)
-    assert (seeded, mode) == ({}, {})
+    assert (seeded, mode) == ({}, "stateless")
     assert told["agent_metrics"]["mean/reward"] == pytest.approx(-0.25)
     assert (told["agent_metrics"]["count"], told["agent_metrics"]["failed"]) == (2, 1)
     assert empty["agent_metrics"]["mean/reward"] is None
