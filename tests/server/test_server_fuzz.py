@@ -248,6 +248,7 @@ def test_a_body_with_one_byte_changed_gets_an_answer(post, at, byte, path):
 def test_the_document_and_the_server_say_the_same(tmp_path):
     """Schemathesis makes requests from /openapi.json and holds the answers against it."""
     with process("--task", "helpfulness", "--model", "fake:noise", "--kept", "memory", cache=tmp_path) as it:
+        paths = it.ask("GET", "/openapi.json").json["paths"]
         words = ["-m", "schemathesis.cli", "run", f"{it.url}/openapi.json", "--max-examples", "5", "--no-color"]
         checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
         words += ["--checks", checks, "--phases", "examples,coverage,fuzzing", "--generation-deterministic"]
@@ -255,4 +256,4 @@ def test_the_document_and_the_server_say_the_same(tmp_path):
             [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200
         )
     assert done.returncode == 0, done.stdout
-    assert "21 passed" in done.stdout
+    assert f"{sum(map(len, paths.values()))} passed" in done.stdout
