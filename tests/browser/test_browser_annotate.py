@@ -167,6 +167,7 @@ def test_raters_do_not_see_one_another(browser, tab, tmp_path):
 def test_a_name_is_enough_where_nobody_was_named(tab, tmp_path):
     with page(tmp_path, write(tmp_path / "in.jsonl", ROWS)) as it:
         tab.goto(it.url)
+        tab.wait_for_function("document.activeElement.matches('input')")  # the field has the keys from the start
         tab.keyboard.type("Tess Us")  # has the keys of tie, skip and undo in it
         press(tab, "Enter")
         assert tab.locator(".who").inner_text() == "Tess Us"
