@@ -506,7 +506,7 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     result = alignment.evaluate(labels, human)
     print(f"{'all':<16} {text.percent(result.alignment):<34} {text.percent(result.same_position)}")
     rate = f"{answered / seconds:.2f} pairs a second (both orders of each)" if answered else "nothing was left to ask"
-    print(f"\n{rate}; in brackets the 95 % interval, resampled by comparison.\n")
+    print(f"\n{rate}; in brackets the 95 % interval.\n")
     print("\n".join(text.verdict(result)))
     print(NEXT)
     return OK
