@@ -11,7 +11,7 @@ from data.errors import RlaifError
 from data.reading import comparisons
 from data.records import Comparison, Failure, Label, Vote, hashed
 from data.tables import BadRow, Numbered
-from data.where import fits, kept
+from data.where import kept, parse
 
 TABLES = (("left", "right"), ("model_a", "model_b"))
 """Columns of tables with a `winner` beside them: evalica's, and Chatbot Arena's."""
@@ -50,10 +50,10 @@ def _table(source: str) -> tuple[str, str] | None:
 
 
 def _tabled(source: str, left: str, right: str, where: Sequence[str]) -> Iterator[Game | Failure]:
-    seen = kept_rows = 0
+    tests, seen, kept_rows = parse(where), 0, 0
     for each in tables.read(source):
         seen += 1
-        if not isinstance(each.row, BadRow) and not fits(each.row, where):
+        if not isinstance(each.row, BadRow) and not all(test.fits(each.row.get(test.column)) for test in tests):
             continue
         kept_rows += 1
         place = f"{source}:{each.number}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
@@ -11,14 +12,25 @@ from data.errors import RlaifError
 from data.records import Comparison, Failure, Response
 
 R = TypeVar("R", Comparison, Response)
-Test = Callable[[Comparison | Response], bool]
 
 _CONDITION = re.compile(r"(?P<column>[^=!]+)(?P<sign>!?=)(?P<pattern>.*)", re.DOTALL)
 
 
-def parse(conditions: Sequence[str]) -> list[Test]:
+@dataclass(frozen=True)
+class Condition:
+    """That a column fits a pattern, or does not."""
+
+    column: str
+    pattern: str
+    wanted: bool
+
+    def fits(self, value: Any) -> bool:
+        return (value is not None and fnmatchcase(str(value), self.pattern)) == self.wanted
+
+
+def parse(conditions: Sequence[str]) -> list[Condition]:
     """Raises RlaifError for a text that is no condition."""
-    return [_test(each) for each in conditions]
+    return [_condition(each) for each in conditions]
 
 
 def kept(rows: Iterable[R | Failure], conditions: Sequence[str]) -> Iterator[R | Failure]:
@@ -32,7 +44,7 @@ def kept(rows: Iterable[R | Failure], conditions: Sequence[str]) -> Iterator[R |
             continue
         seen += 1
         columns.update(row.meta)
-        if all(test(row) for test in tests):
+        if all(test.fits(cell(row, test.column)) for test in tests):
             count += 1
             yield row
     if tests and seen and not count:
@@ -51,25 +63,8 @@ def cell(row: Comparison | Response, column: str) -> Any:
     return row.model if column == "model" and isinstance(row, Response) else None
 
 
-def fits(fields: Mapping[str, Any], conditions: Sequence[str]) -> bool:
-    """Whether a plain row fits all conditions."""
-    return all(_matches(*_parsed(each), fields.get) for each in conditions)
-
-
-def _parsed(condition: str) -> tuple[str, str, str]:
-    found = _CONDITION.fullmatch(condition)
+def _condition(text: str) -> Condition:
+    found = _CONDITION.fullmatch(text)
     if found is None:
-        raise RlaifError(
-            f"--where {condition}: expected COLUMN=PATTERN or COLUMN!=PATTERN, for example type=contrast_*"
-        )
-    return found["column"].strip(), found["sign"], found["pattern"].strip()
-
-
-def _matches(column: str, sign: str, pattern: str, cell_of: Callable[[str], Any]) -> bool:
-    value = cell_of(column)
-    return (value is not None and fnmatchcase(str(value), pattern)) == (sign == "=")
-
-
-def _test(condition: str) -> Test:
-    column, sign, pattern = _parsed(condition)
-    return lambda row: _matches(column, sign, pattern, lambda name: cell(row, name))
+        raise RlaifError(f"--where {text}: expected COLUMN=PATTERN or COLUMN!=PATTERN, for example type=contrast_*")
+    return Condition(found["column"].strip(), found["pattern"].strip(), found["sign"] == "=")

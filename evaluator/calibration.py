@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluator.intervals import LEVEL, Array, IntArray, Interval, drawn_sums, mean_interval, normal_interval
-from evaluator.logistic import NotIdentifiedError, fit, logit
+from evaluator.logistic import NotIdentifiedError, expit, fit, logit
 
 BINS = 10
 SIMULATIONS = 400
@@ -119,7 +119,7 @@ def temperature(line: Array, outcome: Array, cluster: IntArray | None = None) ->
     if sharpness.value <= 0:
         return None
     high = 1 / sharpness.low if sharpness.low > 0 else float("nan")
-    fitted = 0.5 * (1 + np.tanh(line * sharpness.value / 2))
+    fitted = expit(line * sharpness.value)
     return Temperature(
         Interval(1 / sharpness.value, 1 / sharpness.high, high, sharpness.n),
         expected_calibration_error(fitted, outcome).value,

@@ -17,6 +17,7 @@ import numpy as np
 from data.records import Failure, Rating, Response, hashed
 from data.where import cell
 from evaluator.agreement import cohen_kappa, confusion
+from evaluator.clusters import numbered
 from evaluator.intervals import (
     Array,
     Interval,
@@ -263,11 +264,8 @@ def _rate(model: _Model, policy: Policy, classes: Sequence[str], length: float |
 def _mean(items: Sequence[_Item], value: Callable[[_Item], float]) -> Interval:
     """The mean over responses, where those to one prompt are resampled together."""
     values = np.array([value(item) for item in items])
-    prompts = {item.prompt: 0 for item in items}
-    if len(prompts) == len(items):
-        return mean_interval(values)
-    at = {prompt: number for number, prompt in enumerate(prompts)}
-    return mean_interval(values, np.array([at[item.prompt] for item in items]))
+    prompts = numbered(item.prompt for item in items)
+    return mean_interval(values, prompts if prompts.max() < len(items) - 1 else None)
 
 
 def _safe(item: _Item) -> float:
@@ -289,12 +287,11 @@ def _mean_length(items: Sequence[_Item]) -> float:
 def _at_length(items: Sequence[_Item], harmless: Array, length: float) -> Interval | None:
     """The rate at the baseline's mean length: a logistic regression on the ratio to it (RLAIF, appendix J)."""
     ratio = np.array([item.chars for item in items]) / max(length, 1.0)
-    prompts = {prompt: at for at, prompt in enumerate(dict.fromkeys(item.prompt for item in items))}
     try:
         found = fit(
             np.column_stack([np.ones(len(ratio)), ratio - 1]),
             harmless,
-            np.array([prompts[item.prompt] for item in items]),
+            numbered(item.prompt for item in items),
         )
     except NotIdentifiedError:
         return None

@@ -168,7 +168,7 @@ def normal_interval(value: float, influences: Array) -> Interval:
     count = len(influences)
     if count < 2 or math.isnan(value):
         return Interval(value, math.nan, math.nan, count)
-    reach = _student(count) * math.sqrt(float((influences**2).sum()) * count / (count - 1))
+    reach = student(count) * math.sqrt(float((influences**2).sum()) * count / (count - 1))
     if reach == 0:
         return Interval(value, math.nan, math.nan, count)
     return Interval(value, value - reach, value + reach, count)
@@ -185,7 +185,10 @@ def _ratio(sums: Array) -> Array:
         return np.where(sums[:, 1] > 0, sums[:, 0] / sums[:, 1], np.nan)
 
 
-def _student(count: int) -> float:
+def student(count: int) -> float:
+    """By how many standard errors a mean of so many clusters may be off; NaN for one, which says nothing of that."""
+    if count < 2:
+        return math.nan
     from scipy.special import stdtrit
 
     return float(stdtrit(count - 1, (1 + LEVEL) / 2))
@@ -206,11 +209,10 @@ def _percentiles(value: float, draws: Array, count: int) -> Interval:
         return Interval(value, math.nan, math.nan, count)
     from scipy.special import ndtr
 
-    tail = float(ndtr(-math.sqrt(count / (count - 1)) * _student(count)))
+    tail = float(ndtr(-math.sqrt(count / (count - 1)) * student(count)))
     low, high = np.quantile(usable, [tail, 1 - tail])
-    if high - low <= 1e-9 * max(
-        1.0, abs(value)
-    ):  # all items say the same: there is doubt, but resampling cannot show how much
+    if high - low <= 1e-9 * max(1.0, abs(value)):
+        # all items say the same: there is doubt, but resampling cannot show how much
         return Interval(value, math.nan, math.nan, count)
     return Interval(value, float(min(low, value)), float(max(high, value)), count)
 

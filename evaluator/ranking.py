@@ -10,7 +10,8 @@ from typing import Any, cast
 import numpy as np
 
 from data.errors import RlaifError
-from evaluator.intervals import LEVEL, Array, Interval, intervals_json
+from evaluator.intervals import LEVEL, Array, Interval, intervals_json, student
+from evaluator.logistic import expit
 from evaluator.results import Results, wins
 
 INITIAL, BASE, SCALE = 1000.0, 10.0, 400.0
@@ -77,7 +78,7 @@ def rank(results: Results, *, k: float = K, prior: float | None = None) -> Ranke
     shares = np.exp(strengths - np.max(strengths))
     shares /= shares.sum()
     count = int(results.cluster.max()) + 1
-    reach = _reach(count)
+    reach = student(count)
     of_share = reach * _deviation(spreads, np.eye(len(names)) - shares)
     of_mean = reach * _deviation(spreads, np.eye(len(names)) - 1 / len(names))
     centred = strengths - strengths.mean()
@@ -123,16 +124,16 @@ def bradley_terry(wins: Array, prior: float = 0.0) -> Array:
     strengths: Array = np.zeros(size)
     far = np.inf
     for _ in range(STEPS):
-        chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
-        imagined = 0.5 * (1 + np.tanh(strengths / 2))
+        chance = expit(strengths[:, None] - strengths[None, :])
+        imagined = expit(strengths)
         pull: Array = won - (met * chance).sum(1) - prior * imagined
         step = _step(_curvature(met, chance, imagined, prior), pull)
         far = float(np.abs(step).max())
         strengths = strengths + step * min(1.0, 2 / max(far, 1e-300))
         if far < CLOSE:
             break
-    chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
-    known = np.linalg.eigvalsh(_curvature(met, chance, 0.5 * (1 + np.tanh(strengths / 2)), prior))[0]
+    chance = expit(strengths[:, None] - strengths[None, :])
+    known = np.linalg.eigvalsh(_curvature(met, chance, expit(strengths), prior))[0]
     return strengths - strengths.mean() if far < 1e-6 and known > FLAT else np.full(size, np.nan)
 
 
@@ -159,8 +160,8 @@ def _spreads(results: Results, strengths: Array, table: Array, prior: float) -> 
     from scipy.sparse import csr_array
 
     met = table + table.T
-    chance = 0.5 * (1 + np.tanh((strengths[:, None] - strengths[None, :]) / 2))
-    imagined = 0.5 * (1 + np.tanh(strengths / 2))
+    chance = expit(strengths[:, None] - strengths[None, :])
+    imagined = expit(strengths)
     if np.isnan(strengths).any():
         return [np.full(table.shape, np.nan)]
     inverse = cast("Array", np.linalg.pinv(_curvature(met, chance, imagined, prior)))
@@ -183,12 +184,6 @@ def _deviation(spreads: Sequence[Array], gradients: Array) -> Array:
     found = [np.einsum("ij,jk,ik->i", gradients, spread, gradients) for spread in spreads]
     most = np.maximum.reduce(found)
     return np.where(most > TINY, np.sqrt(np.maximum(most, 0.0)), np.nan)
-
-
-def _reach(count: int) -> float:
-    from scipy.special import stdtrit
-
-    return float(stdtrit(count - 1, (1 + LEVEL) / 2)) if count > 1 else math.nan
 
 
 def _infinite(table: Array, models: tuple[str, ...]) -> str | None:

@@ -24,6 +24,7 @@ from evaluator.calibration import (
     temperature,
 )
 from evaluator.intervals import Array, Interval, NoDataError, intervals_json, mean_interval, number_interval
+from evaluator.logistic import expit
 
 BINS = 20
 LEAST = 0.5
@@ -131,7 +132,7 @@ def evaluate(
     if by is not None and not groups:
         raise NoDataError(f"--by {by}: no such column")
     line, outcome = _turned(margin)
-    p = 0.5 * (1 + np.tanh(line / 2))
+    p = expit(line)
     return RewardModel(
         accuracy=mean_interval(right),
         by={name: mean_interval(right[places]) for name, places in sorted(groups.items())},
