@@ -45,7 +45,7 @@ class Ballots:
 
 
 def of_comparisons(rows: Iterable[Comparison | Failure]) -> Ballots:
-    """The votes of comparisons; rows of one id put theirs together. Of two responses, a tie lies between them."""
+    """The votes of comparisons, one row an item. Of two responses, a tie lies between them."""
     votes = [
         (row.id, rater, str(vote.choice))
         for row in rows

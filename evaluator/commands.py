@@ -168,7 +168,7 @@ def agreement(source: str, /, *, matrix: bool = False, looking: Looking | None =
     matrix
         The file is a CSV without a header: a row is a rater, a column an item, an empty cell a missing vote.
     """
-    from data.reading import comparisons, responses
+    from data.reading import responses
     from data.where import kept
     from evaluator import ballots, pages, text
     from evaluator.agreement import agree, mean_kendall_w
@@ -184,7 +184,7 @@ def agreement(source: str, /, *, matrix: bool = False, looking: Looking | None =
             rated = [*unusable.through(kept(responses(source, looking.columns), looking.where))]
             votes, kendall = ballots.of_responses(rated), mean_kendall_w(ballots.by_prompt(rated))
         else:
-            votes = ballots.of_comparisons(unusable.through(kept(comparisons(source, looking.columns), looking.where)))
+            votes = ballots.of_comparisons(_people(source, looking, unusable).values())
         result = agree(votes, kendall)
     return Found(
         result.json(), text.agreement_lines(result), lambda: pages.agreement(result), looking, [source], unusable

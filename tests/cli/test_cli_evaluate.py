@@ -148,3 +148,12 @@ def test_the_demo_of_one_task_keeps_its_labels_where_told_and_goes_on_there(cli,
     assert "16 comparisons" in cli(*words).out
     assert (tmp_path / "kept" / "summarization.parquet").is_file()
     assert "nothing was left to ask" in cli(*words).out
+
+
+def test_votes_without_a_name_are_of_different_people_however_many_rows_they_stand_in(cli, lines):
+    pair = {"id": "a", "prompt": "p", "response_a": "xxx", "response_b": "y"}
+    rows = [{**pair, "human": verdict} for verdict in "aba"]
+    other = {**pair, "response_b": "another text under a known id", "human": "b"}
+    found = cli("evaluate", "agreement", lines([*rows, other]), "--json").json
+    assert (found["items"], found["votes"], found["rater_pairs"]) == (1, 3, 3)
+    assert found["raw"]["value"] == pytest.approx(1 / 3)
