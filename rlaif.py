@@ -28,6 +28,8 @@ from evaluator.commands import Found
 from evaluator.commands import app as evaluate
 from labeler.options import Limits, Options, Remote, Running
 from labeler.server.options import Listening, Rewarding
+from trainer.commands import Wanted
+from trainer.commands import app as train
 
 if TYPE_CHECKING:
     from data.records import Comparison
@@ -55,6 +57,7 @@ app = App(
     version_flags=["--version"],
 )
 app.command(evaluate)
+app.command(train)
 models_app = App(name="models", help="List the models that a name can mean, or fetch one.")
 app.command(models_app)
 
@@ -649,6 +652,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
         if isinstance(status, Found):
             status = _found(status, words)
+        if isinstance(status, Wanted):
+            status = _train(status)
         sys.stdout.flush()  # here, so that a reader who left early is met below and not at exit
     except CycloptsError:
         sys.exit(USAGE)
@@ -682,6 +687,26 @@ def _failed(message: str) -> int:
 
 def _say(line: str) -> None:
     print(_visible(line), file=sys.stderr)
+
+
+def _train(wanted: Wanted) -> int:
+    """Start a run, with the evaluator's interval for what it finds on held-out prompts."""
+    import numpy as np
+
+    from evaluator.clusters import numbered
+    from evaluator.intervals import mean_interval
+    from trainer.run import train
+
+    def interval(values: Sequence[float], topics: Sequence[str]) -> dict[str, Any]:
+        return mean_interval(np.asarray(values), numbered(topics)).json()
+
+    config = wanted.config
+    result = train(config, cache=_cache(), interval=interval, tell=_say, version=_version(), resume=wanted.resume)
+    if wanted.json:
+        _print_json(result.json())
+    else:
+        print(_visible("\n".join([*result.lines(), f"the model: {result.out / 'model'}"])))
+    return OK
 
 
 def _visible(text: str) -> str:

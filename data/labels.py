@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data import tables
 from data.errors import FileError, RowError
-from data.records import Label, make
+from data.records import Label, Ranking, make
 from data.sources import llmbar
 from data.tables import BadRow, Fields
 
@@ -25,6 +25,21 @@ def labels(source: str) -> Iterator[Label]:
             yield _label(each.row)
         except RowError as error:
             raise FileError(f"{source}:{each.number}: not a label (made by `rlaif label`): {error}") from None
+
+
+def judgements(source: str) -> Iterator[Label | Ranking]:
+    """What a labeler said of comparisons: the rows of `rlaif label` or of `rlaif rank`. Raises FileError."""
+    first = next((each.row for each in tables.read(source)), None)
+    if first is None or isinstance(first, BadRow) or "strengths" not in first:
+        yield from labels(source)
+        return
+    for each in tables.read(source):
+        if isinstance(each.row, BadRow):
+            raise FileError(f"{source}:{each.number}: {each.row.message}")
+        try:
+            yield make(Ranking, {name: value for name, value in each.row.items() if name in Ranking.model_fields})
+        except RowError as error:
+            raise FileError(f"{source}:{each.number}: not a ranking (made by `rlaif rank`): {error}") from None
 
 
 def _label(fields: Fields) -> Label:

@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from data.errors import RowError
 
 Strength: TypeAlias = Literal["significantly", "better", "slightly", "negligibly"]
+MARGINS_SMALL: dict[Strength, float] = {"significantly": 1.0, "better": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
+MARGINS_LARGE: dict[Strength, float] = {"significantly": 3.0, "better": 2.0, "slightly": 1.0, "negligibly": 0.0}
+"""How far apart the scores of two responses should be, by how much better one was found (Llama 2, table 27)."""
 Method: TypeAlias = Literal["logprobs", "votes", "stated"]
 Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from data.records import Comparison, Failure, Label, Message
-from labeler.preference import MARGINS, strength
+from data.records import MARGINS_SMALL, Comparison, Failure, Label, Message
+from labeler.preference import strength
 from prompts.render import transcript
 
 
@@ -52,7 +52,7 @@ def rows(
 def _row(row: Comparison, p: float, *, messages: bool) -> dict[str, Any]:
     best = int(p < 0.5)
     sides = {"chosen": row.responses[best], "rejected": row.responses[1 - best]}
-    numbers = {"p": max(p, 1 - p), "margin": MARGINS[strength(p)]}
+    numbers = {"p": max(p, 1 - p), "margin": MARGINS_SMALL[strength(p)]}
     if not messages:
         return {"id": row.id, "prompt": transcript(row.prompt), **sides, **numbers}
     turns: dict[str, list[Mapping[str, str]]] = {

@@ -143,10 +143,6 @@ def strength(p: float) -> Strength:
     return "slightly" if sure >= 0.65 else "negligibly"
 
 
-MARGINS: dict[Strength, float] = {"significantly": 1.0, "better": 2 / 3, "slightly": 1 / 3, "negligibly": 0.0}
-"""The small margins of Llama 2's reward-model loss (table 27)."""
-
-
 def _not_two(row: Comparison) -> Failure:
     message = f"has {len(row.responses)} responses; a label needs exactly 2 (`rlaif rank` orders more)"
     return Failure(id=row.id, stage="label", reason="not_two", message=message)

@@ -8,22 +8,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
 Tokens = tuple[int, ...]
 
+_NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What a template writes around the contents of a conversation: `own` before each and before the answer, `end` after
+    the answer, up to the token that ends it.
+    """
+
+    own: tuple[Tokens, ...]
+    end: Tokens
+
+
 class Encoder:
-    """Turns a system text, a user's turn and the beginning of the answer into tokens."""
+    """Turns texts into tokens: a rater's question (`encode`), or a conversation and an answer to it (`prompt`, `answer`)."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._pieces = _template(tokenizer)
         self._text = lru_cache(maxsize=64)(self._fresh)
+        self._frame = lru_cache(maxsize=256)(self._framed)
         self._continuations = lru_cache(maxsize=64)(self._variants)
         added = sorted({str(each) for each in getattr(tokenizer, "added_tokens_decoder", {}).values()}, key=len)
         long = [re.escape(each) for each in reversed(added) if len(each) > 1]
@@ -40,6 +53,51 @@ class Encoder:
         if between is None:
             return head + self._fresh(f"{system}\n\n{user}") + before + self._text(answer)
         return head + self._text(system) + between + self._fresh(user) + before + self._text(answer)
+
+    def prompt(self, turns: Sequence[tuple[str, str]], limit: int) -> Tokens:
+        """A conversation of (role, content) up to where the answer begins, in at most `limit` tokens: the oldest contents
+        are cut first, at their beginning; what the template writes stays. Raises ValueError where it does not fit, or
+        where the template refuses the order of turns.
+        """
+        frame = self._frame(tuple(role for role, _ in turns))
+        contents = [self._fresh(content) for _, content in turns]
+        excess = sum(map(len, (*frame.own, *contents))) - limit
+        for at, content in enumerate(contents):
+            if excess > 0:
+                contents[at] = content[min(excess, len(content)) :]
+                excess -= len(content) - len(contents[at])
+        if excess > 0:
+            raise ValueError("no room is left for the prompt")
+        parts = [own + content for own, content in zip(frame.own, [*contents, ()], strict=True)]
+        return tuple(token for part in parts for token in part)
+
+    def answer(self, text: str, roles: Sequence[str] = ("user",)) -> Tokens:
+        """An answer's tokens, with the one that ends it."""
+        return self._fresh(text) + self._frame(tuple(roles)).end
+
+    def _framed(self, roles: tuple[str, ...]) -> Frame:
+        ends = self._tokenizer.eos_token_id
+        end: Tokens = () if ends is None else (ends,)
+        if self._pieces is None:
+            gap = self._fresh("\n\n")
+            if roles == ("user",):
+                return Frame((self._start, gap), end)
+            names = [self._fresh(f"{_NAMES.get(role, role)}: ") for role in (*roles, "assistant")]
+            return Frame((self._start + names[0], *(gap + name for name in names[1:])), end)
+        marks = [f"\ue000{at}\ue000" for at in range(len(roles) + 1)]
+        turns = [{"role": role, "content": mark} for role, mark in zip((*roles, "assistant"), marks, strict=True)]
+        try:
+            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+        except Exception as error:  # templates raise what they like
+            raise ValueError(f"the model's chat template refuses turns of {', '.join(roles)}: {error}") from error
+        pieces: list[Tokens] = []
+        for mark in marks:
+            piece, found, text = text.partition(mark)
+            if not found:
+                raise ValueError(f"the model's chat template leaves a turn out of {', '.join(roles)}")
+            pieces.append(tuple(self._tokenizer(piece, add_special_tokens=False).input_ids))
+        after = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+        return Frame(tuple(pieces), after[: after.index(ends) + 1] if ends in after else end or after)
 
     def continuations(self, answer: str, options: Sequence[str]) -> tuple[tuple[Tokens, ...], ...]:
         """For each option the token strings that write it after `answer`, bare and after a blank ("1" and " 1")."""

@@ -56,7 +56,7 @@ def supports(model: Any) -> bool:
 def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
     """Keys and values of a prefix, for `forward`."""
     layers: list[PrefixLayer] = []
-    pack = Pack(list(tokens), list(range(len(tokens))), chain(0, len(tokens), len(tokens)), [], {})
+    pack = Pack(list(tokens), list(range(len(tokens))), [], chain(0, len(tokens), len(tokens)), [], {})
     for stable in (model.dtype == torch.float16, True):
         layers.clear()
         _layers(model, pack, prefix=None, keep=layers, wanted=None, stable=stable)

@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+PIECE = 1 << 25
+"""Logits that exist at once in training: those of a larger vocabulary are made for fewer tokens at a time."""
 
 
 @torch.no_grad()
@@ -27,3 +31,66 @@ def log_probabilities(model: Any, hidden: Tensor, wanted: Sequence[tuple[int, in
     if bias is not None:
         exact = exact + bias[tokens].float()
     return (exact - normaliser[rows]).tolist()
+
+
+def is_plain(model: Any) -> bool:
+    """Whether logits are the head's product and nothing else: no soft cap, no scale."""
+    config = model.config
+    scaled = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+    head = model.get_output_embeddings()
+    return isinstance(head, torch.nn.Linear) and not any(getattr(config, name, None) for name in scaled)
+
+
+def token_log_probabilities(hidden: Tensor, head: torch.nn.Linear, tokens: Tensor) -> Tensor:
+    """log P(token | hidden state), with gradients: hidden (M, C), tokens (M,) -> (M,) in fp32.
+
+    Only a piece of the logits exists at a time, in the forward pass and again in the backward one.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
+    bias = None if head.bias is None else head.bias.to(dtype)
+    with torch.autocast(kind, enabled=False):
+        return _TokenLogProbabilities.apply(hidden.to(dtype), head.weight.to(dtype), bias, tokens)
+
+
+class _TokenLogProbabilities(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
+        found, total = hidden.new_empty((2, len(tokens)), dtype=torch.float32)
+        for piece in _pieces(len(tokens), len(weight)):
+            logits = F.linear(hidden[piece], weight, bias).float()
+            total[piece] = logits.logsumexp(-1)
+            found[piece] = logits.gather(1, tokens[piece, None]).squeeze(1) - total[piece]
+        ctx.save_for_backward(hidden, weight, bias, tokens, total)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """d log P(t) = d logit_t - sum_v P(v) d logit_v."""
+        hidden, weight, bias, tokens, total = ctx.saved_tensors
+        (above,) = gradients
+        of_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        of_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        of_bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
+        for piece in _pieces(len(tokens), len(weight)):
+            slopes = F.linear(hidden[piece], weight, bias).float()
+            slopes.sub_(total[piece, None]).exp_().mul_(-above[piece, None])
+            slopes.scatter_add_(1, tokens[piece, None], above[piece, None])
+            if of_bias is not None:
+                of_bias += slopes.sum(0)
+            slopes = slopes.to(weight.dtype)
+            if of_hidden is not None:
+                of_hidden[piece] = slopes @ weight
+            if of_weight is not None:
+                of_weight += slopes.t() @ hidden[piece]
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(weight.dtype),
+            None,
+        )
+
+
+def _pieces(count: int, vocabulary: int) -> list[slice]:
+    step = max(1, PIECE // vocabulary)
+    return [slice(start, start + step) for start in range(0, count, step)]

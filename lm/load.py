@@ -48,6 +48,40 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
     return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
+def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> LanguageModel:
+    """A model in fp32, to be trained: with a reward head of one label where it is `scored`, new unless the folder has one.
+
+    Raises ModelError. A new head is drawn from torch's generator.
+    """
+    place = find(name, cache)
+    where = _device(device)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    try:
+        from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+        from transformers.utils import logging as progress
+
+        progress.disable_progress_bar()
+        progress.set_verbosity_error()  # a new head is what was asked for
+        tokenizer: Any = AutoTokenizer.from_pretrained(place)
+        if scored:
+            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=torch.float32)
+            model.config.pad_token_id = _padding(model, tokenizer)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+    except Exception as error:  # transformers raises many kinds for the same few causes
+        raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    return LanguageModel(
+        model.to(where), tokenizer, _identity(name, place, model, torch.float32), _context(model, tokenizer)
+    )
+
+
+def _padding(model: Any, tokenizer: Any) -> int:
+    """A token that no answer ends with: transformers reads a score at the last token that is not this one."""
+    ends = {tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)}
+    candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
+    return next((each for each in candidates if each is not None and each not in ends), 0)
+
+
 def find(name: str, cache: Path) -> str | Path:
     """The folder of `smollm2` or of a folder's name, or the hub id as it is. Raises ModelError."""
     if name == embedded.NAME:

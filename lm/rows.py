@@ -7,7 +7,7 @@ forward pass over each sequence. A `Pack` is one or more such trees in a row, wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,15 +29,47 @@ class Block:
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. `leaves` are segments with nothing after them, seen by themselves alone; `ends[sequence]` is
-    where the last token of that sequence stands.
+    """One forward pass. `parents` says where the token before each one stands (-1 for a first one); `leaves` are segments
+    with nothing after them, seen by themselves alone; `ends[sequence]` is where the last token of that sequence stands.
     """
 
     tokens: list[int]
     positions: list[int]
+    parents: list[int]
     blocks: list[Block]
     leaves: list[tuple[int, int]]
     ends: dict[Tokens, int]
+
+    def path(self, sequence: Tokens, start: int) -> list[int]:
+        """Where the sequence's tokens stand, from its token number `start` on."""
+        at = self.ends[sequence]
+        places: list[int] = []
+        for _ in range(len(sequence) - start):
+            places.append(at)
+            at = self.parents[at]
+        return places[::-1]
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Answers to prompts in one pack. `places` and `tokens` are, answer by answer, where each token is foretold and which
+    it is; `lengths` how many tokens an answer has; `ends` where its last one stands.
+    """
+
+    pack: Pack
+    places: list[int]
+    tokens: list[int]
+    lengths: list[int]
+    ends: list[int]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens `start` to `end` attend to all of the ranges `before`, and causally to themselves."""
+
+    start: int
+    end: int
+    before: tuple[tuple[int, int], ...]
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -73,6 +105,47 @@ def packs(sequences: Sequence[Tokens], *, skip: int, limit: int) -> Iterator[Pac
         yield _pack(pending, skip)
 
 
+def pack(sequences: Iterable[Tokens]) -> Pack:
+    """All sequences in one pack, whatever any of them begin with in common computed once."""
+    return _pack(sorted(set(sequences)), 0)
+
+
+def branches(rows: Iterable[tuple[Tokens, Sequence[Tokens]]]) -> Branches:
+    """Prompts with their answers, (prompt, answers) each; neither may be empty."""
+    pairs = [(prompt, answer) for prompt, answers in rows for answer in answers]
+    found = pack(prompt + answer for prompt, answer in pairs)
+    made = Branches(found, [], [], [], [])
+    for prompt, answer in pairs:
+        made.places.extend(found.path(prompt + answer, len(prompt) - 1)[:-1])
+        made.tokens.extend(answer)
+        made.lengths.append(len(answer))
+        made.ends.append(found.ends[prompt + answer])
+    return made
+
+
+def spans(found: Pack) -> list[Span]:
+    """A pack from its queries' side: who attends to what. Every token stands in one span."""
+    own = sorted([*found.blocks, *(Block(start, end, end) for start, end in found.leaves)], key=lambda each: each.start)
+    above: list[Block] = []
+    made: list[Span] = []
+    for block in own:
+        while above and above[-1].last <= block.start:
+            above.pop()
+        made.append(Span(block.start, block.end, _joined(above)))
+        above.append(block)
+    return made
+
+
+def _joined(blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
+    ranges: list[tuple[int, int]] = []
+    for block in blocks:
+        if ranges and ranges[-1][1] == block.start:
+            ranges[-1] = (ranges[-1][0], block.end)
+        else:
+            ranges.append((block.start, block.end))
+    return tuple(ranges)
+
+
 def _trees(ordered: list[Tokens], depth: int) -> Iterator[list[Tokens]]:
     """Split sorted sequences where they differ at `depth`: each part is a tree of its own."""
     group: list[Tokens] = []
@@ -92,13 +165,13 @@ def _size(tree: list[Tokens], depth: int) -> int:
 
 
 def _pack(ordered: list[Tokens], skip: int) -> Pack:
-    pack = Pack([], [], [], [], {})
+    found = Pack([], [], [], [], [], {})
     for tree in _trees(ordered, skip):
-        _place(tree, skip, pack)
-    return pack
+        _place(tree, skip, -1, found)
+    return found
 
 
-def _place(tree: list[Tokens], depth: int, pack: Pack) -> None:
+def _place(tree: list[Tokens], depth: int, parent: int, pack: Pack) -> None:
     """Append a tree: the tokens that all of its longest sequences share, then each continuation."""
     longest = [each for each, after in pairwise(tree) if after[: len(each)] != each] + [tree[-1]]
     shared = min((common_prefix(a, b) for a, b in pairwise(longest)), default=len(longest[0]))
@@ -106,9 +179,11 @@ def _place(tree: list[Tokens], depth: int, pack: Pack) -> None:
     pack.tokens.extend(tree[0][depth:shared] if len(tree[0]) >= shared else longest[0][depth:shared])
     pack.positions.extend(range(depth, shared))
     end = len(pack.tokens)
+    pack.parents.extend([parent, *range(start, end - 1)] if end > start else [])
+    parent = end - 1 if end > start else parent
     pack.ends.update({each: start + len(each) - depth - 1 for each in tree if len(each) <= shared})
     for branch in _trees([each for each in tree if len(each) > shared], shared):
-        _place(branch, shared, pack)
+        _place(branch, shared, parent, pack)
     if len(pack.tokens) == end and end - start <= CHUNK:
         pack.leaves.append((start, end))
     else:

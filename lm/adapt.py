@@ -1,0 +1,56 @@
+"""Which of a model's parameters are trained? All, adapters on them (LoRA), or the upper layers alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from lm.branches import bare
+from lm.errors import ModelError
+
+
+def layers(model: Any) -> list[nn.Module]:
+    """The decoder's layers, lowest first. Raises ModelError where they cannot be told."""
+    found = getattr(bare(model).base_model, "layers", None)
+    if not isinstance(found, nn.ModuleList):
+        raise ModelError(f"{bare(model).config.model_type}: its layers are not called `layers`; take another model")
+    return list(found)
+
+
+def freeze(model: Any, lowest: int) -> None:
+    """The `lowest` layers and the embedding stay as they are; a head tied to the embedding with it. Raises ModelError."""
+    own = layers(model)
+    if lowest >= len(own):
+        raise ModelError(f"model.freeze {lowest}: the model has {len(own)} layers; leave at least one to train")
+    for module in (bare(model).get_input_embeddings(), *own[:lowest]):
+        module.requires_grad_(requires_grad=False)
+
+
+def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], scored: bool) -> Any:
+    """LoRA adapters (Hu et al. 2021) on the named linear layers, or on all but the head. Raises ModelError."""
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model
+    except ModuleNotFoundError:
+        raise ModelError("model.lora needs peft: pip install 'rlaif-service[train]'") from None
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(targets) or "all-linear",
+        task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
+            return get_peft_model(model, config)
+    except ValueError as error:
+        kinds = sorted({name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)})
+        raise ModelError(f"model.lora_targets {' '.join(targets)}: {error}; it has {', '.join(kinds)}") from error
+
+
+def merged(model: Any) -> Any:
+    """The model of transformers with its adapters added to its weights: for writing; training cannot go on with it."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model

@@ -1,0 +1,86 @@
+"""What training asks of a model: how likely are answers, or how good, with gradients; a shared prompt is computed once.
+
+Both are modules around a model of transformers (with or without adapters), so that sharding and autocast wrap what is
+computed as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lm import head, tree
+from lm.errors import ModelError
+from lm.rows import Branches
+
+
+def bare(model: Any) -> Any:
+    """The model of transformers inside of its adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+class LogProbabilities(nn.Module):
+    """A causal language model: log P of each token of each answer, answer by answer, (sum of lengths,) in fp32."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        tree.use(bare(model))
+        self.model = model
+
+    def forward(self, found: Branches) -> Tensor:
+        model = bare(self.model)
+        device = next(model.parameters()).device
+        places, tokens = (torch.tensor(each, device=device) for each in (found.places, found.tokens))
+        laid = tree.lay(found.pack, device)
+        if not head.is_plain(model):
+            out = model(
+                input_ids=laid.input_ids,
+                position_ids=laid.position_ids,
+                tree=laid.tree,
+                use_cache=False,
+                logits_to_keep=places,
+            )
+            return out.logits[0].float().log_softmax(-1).gather(1, tokens[:, None]).squeeze(1)
+        hidden = _hidden(model, laid)[places]
+        return head.token_log_probabilities(hidden, model.get_output_embeddings(), tokens)
+
+
+class Scores(nn.Module):
+    """A sequence classifier with one label: the score of each answer, read at its last token, (answers,) in fp32."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        if not hasattr(bare(model), "score"):
+            raise ModelError(
+                f"{bare(model).config.model_type}: its reward head is not called `score`; take another model"
+            )
+        tree.use(bare(model))
+        self.model = model
+
+    def forward(self, found: Branches) -> Tensor:
+        model = bare(self.model)
+        laid = tree.lay(found.pack, next(model.parameters()).device)
+        ends = torch.tensor(found.ends, device=laid.input_ids.device)
+        return model.score(_hidden(model, laid)[ends]).float().squeeze(-1)
+
+
+def totals(values: Tensor, lengths: Sequence[int]) -> Tensor:
+    """Sums over each answer's tokens, (answers,)."""
+    return torch.stack([each.sum() for each in values.split(list(lengths))])
+
+
+@contextmanager
+def without_adapters(model: Any) -> Generator[None]:
+    """The model as it was before its adapters: their reference."""
+    with model.disable_adapter() if hasattr(model, "disable_adapter") else nullcontext():
+        yield
+
+
+def _hidden(model: Any, laid: tree.Laid) -> Tensor:
+    """The decoder's last hidden states, (N, C)."""
+    out = model.base_model(input_ids=laid.input_ids, position_ids=laid.position_ids, tree=laid.tree, use_cache=False)
+    return out.last_hidden_state[0]

@@ -1,0 +1,89 @@
+"""`rlaif train`: a run from its TOML file, any field of which the command line may say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, ArgumentCollection, Parameter
+from cyclopts.config import Toml
+
+from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
+
+
+def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+    """The file of --config fills what the command line does not say."""
+    given = next((each.tokens[-1].value for each in arguments if each.name == "--config" and each.tokens), None)
+    if given is None:
+        return
+    if not Path(given).is_file():
+        raise TrainingError(f"--config {given}: no such file")
+    try:
+        Toml(given, use_commands_as_keys=False)(app, tuple(commands), arguments)
+    except ValueError as error:  # what tomllib raises
+        raise TrainingError(f"--config {given}: not TOML: {error}") from None
+
+
+app = App(
+    name="train",
+    help="Train a model on labels: sft, reward, dpo, cpl. A run is a TOML file of [model] [data] [optim] [algorithm] [run];\n"
+    "each field is also an option, --section.field VALUE, which wins.\n\nSeveral processes: torchrun --nproc-per-node N -m rlaif train ...",
+    config=[_from_file],
+)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A run that was asked for; rlaif.py starts it, since it knows the cache and how to make intervals."""
+
+    config: Config
+    resume: bool
+    json: bool
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What every run has."""
+
+    data: Data
+    run: Run
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    config: Annotated[Path | None, Parameter(help="The run's TOML file.")] = None
+    resume: Annotated[bool, Parameter(help="Go on from the last checkpoint, exactly.")] = False
+    json: Annotated[bool, Parameter(help="Print one JSON object with the result.")] = False
+
+    def wanted(self, algorithm: Sft | Reward | Dpo | Cpl) -> Wanted:
+        missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+        if missing:
+            raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'rlaif-service[train]'")
+        config = Config(algorithm=algorithm, data=self.data, run=self.run, model=self.model, optim=self.optim)
+        return Wanted(config, self.resume, self.json)
+
+
+@app.command
+def sft(*, common: Common, algorithm: Sft | None = None) -> Wanted:
+    """Imitate responses: the preferred ones of comparisons, or every response of a file."""
+    return common.wanted(algorithm or Sft())
+
+
+@app.command
+def reward(*, common: Common, algorithm: Reward | None = None) -> Wanted:
+    """Train a reward model on soft labels, votes or rankings."""
+    return common.wanted(algorithm or Reward())
+
+
+@app.command
+def dpo(*, common: Common, algorithm: Dpo | None = None) -> Wanted:
+    """Train a policy on soft labels, close to a reference (Rafailov et al. 2023)."""
+    return common.wanted(algorithm or Dpo())
+
+
+@app.command
+def cpl(*, common: Common, algorithm: Cpl | None = None) -> Wanted:
+    """Train a policy on soft labels without a reference (Hejna et al. 2023)."""
+    return common.wanted(algorithm or Cpl())

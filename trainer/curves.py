@@ -1,0 +1,43 @@
+"""A run's numbers as a picture: what falls, what rises, and where the held-out rows part from the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+PICTURE = "curves.png"
+UNSEEN = frozenset({"update", "epoch", "lr", "seconds", "tokens"})
+"""Fields of a line that are no curve."""
+
+
+def draw(folder: Path, lines: Sequence[dict[str, Any]]) -> bool:
+    """Write curves.png: one panel a number, training and held-out rows in it. Says whether it could (needs altair)."""
+    try:
+        import altair as alt
+        import vl_convert  # noqa: F401  # what altair saves pictures with
+    except ModuleNotFoundError:
+        return False
+    points = [point for line in lines for point in _points(line)]
+    names = list(dict.fromkeys(point["name"] for point in points))
+    panels = [_panel(alt, [point for point in points if point["name"] == name], name) for name in names]
+    alt.concat(*panels, columns=2).save(folder / PICTURE, scale_factor=2)
+    return True
+
+
+def _points(line: dict[str, Any]) -> list[dict[str, Any]]:
+    rows, numbers = ("held out", line["heldout"]) if "heldout" in line else ("training", line)
+    return [
+        {"update": line["update"], "rows": rows, "name": name, "value": value}
+        for name, value in numbers.items()
+        if name not in UNSEEN and isinstance(value, float | int)
+    ]
+
+
+def _panel(alt: Any, points: Sequence[dict[str, Any]], name: str) -> Any:
+    chart = alt.Chart(alt.Data(values=list(points)), title=name.replace("_", " "), width=360, height=180)
+    return chart.mark_line(point=len(points) < 60).encode(
+        x=alt.X("update:Q", title="update"),
+        y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
+        color=alt.Color("rows:N", title=None, scale=alt.Scale(domain=["training", "held out"])),
+    )

@@ -1,0 +1,101 @@
+"""A run's folder: config.toml as run, metrics.jsonl, curves.html, card.md, model/ for anyone to load."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lm import adapt
+from trainer.config import Config, TrainingError
+
+CONFIG, METRICS, CHECKPOINTS, MODEL, ADAPTER, CARD = (
+    "config.toml",
+    "metrics.jsonl",
+    "checkpoints",
+    "model",
+    "adapter",
+    "card.md",
+)
+
+
+def begin(folder: Path, config: Config, *, resume: bool) -> None:
+    """Make the folder, or see that it is the one of this run. Raises TrainingError."""
+    text = toml(config)
+    place = folder / CONFIG
+    if place.is_file():
+        if not resume:
+            raise TrainingError(f"{folder}: holds a run already: go on with it (--resume), or choose another --run.out")
+        if place.read_text("utf-8") != text:
+            changed = sorted(set(text.splitlines()) ^ set(place.read_text("utf-8").splitlines()))
+            raise TrainingError(f"{place}: another run's settings: {'; '.join(changed[:4])}")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, "utf-8")
+    except OSError as error:
+        raise TrainingError(f"{folder}: cannot be written: {error}") from error
+
+
+def toml(config: Config) -> str:
+    """A configuration as the file that makes it; what is left to derive is left out."""
+    sections = [f"[{each.name}]\n{_section(getattr(config, each.name))}" for each in fields(config)]
+    return "\n".join(sections)
+
+
+def _section(section: object) -> str:
+    assert is_dataclass(section)
+    values = {each.name: getattr(section, each.name) for each in fields(section)}
+    return "".join(f"{name} = {_value(value)}\n" for name, value in values.items() if value is not None)
+
+
+def _value(value: object) -> str:
+    """TOML writes texts, numbers and lists as JSON does."""
+    plain: Any = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return json.dumps(plain, ensure_ascii=False)
+
+
+class Metrics:
+    """metrics.jsonl: one line for each update and each look at the held-out rows."""
+
+    def __init__(self, folder: Path, resumed: int | None) -> None:
+        self._place = folder / METRICS
+        kept = [] if resumed is None else [line for line in self.lines() if line["update"] <= resumed]
+        self._place.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        with self._place.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def lines(self) -> list[dict[str, Any]]:
+        if not self._place.is_file():
+            return []
+        return [json.loads(line) for line in self._place.read_text("utf-8").splitlines() if line.endswith("}")]
+
+
+def export(folder: Path, model: Any, tokenizer: Any) -> Path:
+    """Write the trained model where anyone can load it; adapters also by themselves. The model is spent by it."""
+    target, beside = folder / MODEL, folder / f".{MODEL}.new"
+    shutil.rmtree(beside, ignore_errors=True)
+    if hasattr(model, "merge_and_unload"):
+        model.save_pretrained(folder / ADAPTER)
+    adapt.merged(model).save_pretrained(beside)
+    tokenizer.save_pretrained(beside)
+    shutil.rmtree(target, ignore_errors=True)
+    beside.rename(target)
+    return target
+
+
+def card(folder: Path, title: str, facts: Mapping[str, str], config: Config, results: Sequence[str]) -> None:
+    """What the model is, what it learned from, and how well: for whoever finds the folder later."""
+    known = "\n".join(f"- {name}: {_one_line(value)}" for name, value in facts.items())
+    text = f"# {title}\n\n{known}\n\n## Result\n\n" + "\n".join(f"- {line}" for line in results)
+    text += f"\n\n![curves](curves.png)\n\n## Configuration\n\n```toml\n{toml(config)}```\n"
+    (folder / CARD).write_text(text, "utf-8")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,82 @@
+"""Several processes under torchrun: FSDP2 shards the model, each process takes its share of an update's passes.
+
+With one process every function here gives back what it got.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+T = TypeVar("T")
+
+
+def begin(device: torch.device) -> torch.device:
+    """Join the other processes where torchrun started several; the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    return device
+
+
+def end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def first() -> bool:
+    """Whether this process writes files and speaks."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def mine(items: Sequence[T]) -> Sequence[T]:
+    """This process's share."""
+    return items[dist.get_rank() :: world()] if dist.is_initialized() else items
+
+
+def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
+    """Shard each layer, then what is left, over all processes (FSDP2)."""
+    if not dist.is_initialized():
+        return
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = dist.init_device_mesh(device.type, (world(),))
+    for layer in layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+
+
+def summed(values: Mapping[str, float]) -> dict[str, float]:
+    """Sums over all processes."""
+    return {name: sum(each.get(name, 0.0) for each in _all(dict(values))) for name in values}
+
+
+def joined(values: Mapping[int, T]) -> dict[int, T]:
+    """What all processes found."""
+    return {key: value for each in _all(dict(values)) for key, value in each.items()}
+
+
+def _all(value: T) -> list[T]:
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found

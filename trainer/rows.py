@@ -1,0 +1,111 @@
+"""Examples as tokens, and which of them one update sees: everything follows from the seed and the update's number."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from data.records import Prompt, hashed
+from lm.chat import Encoder
+from lm.rows import Tokens
+from trainer.examples import Example, Pair
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt's tokens and those of its answers; what is known of which answer is better."""
+
+    id: str
+    prompt: Tokens
+    answers: tuple[Tokens, ...]
+    pairs: tuple[Pair, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """The tokens that a model computes for it."""
+        return len(self.prompt) + sum(map(len, self.answers))
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of what a model is asked by it."""
+        return hashed([repr(each) for each in (self.prompt, *self.answers)], 24)
+
+
+def encode(
+    examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, unusable: Counter[str]
+) -> list[Row]:
+    """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning; a row whose
+    answer leaves no room, or is longer than `response`, is counted as unusable.
+    """
+    rows: list[Row] = []
+    for example in examples:
+        turns = _turns(example.prompt)
+        roles = [role for role, _ in turns]
+        try:
+            answers = tuple(encoder.answer(text, roles) for text in example.responses)
+            longest = max(map(len, answers))
+            if response is not None and longest > response:
+                raise ValueError(f"a response has more than {response} tokens (data.max_response)")
+            if longest >= most:
+                raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
+            rows.append(Row(example.id, encoder.prompt(turns, most - longest), answers, example.pairs))
+        except ValueError as error:
+            unusable[str(error)] += 1
+    return rows
+
+
+def batch(rows: Sequence[Row], size: int, number: int, seed: int) -> list[Row]:
+    """The rows of update `number`, from 0: each epoch has its own order, and an update may begin the next one."""
+    found: list[Row] = []
+    for at in range(number * size, (number + 1) * size):
+        epoch, place = divmod(at, len(rows))
+        found.append(rows[_order(len(rows), seed, epoch)[place]])
+    return found
+
+
+def updates(count: int, size: int, epochs: float) -> int:
+    """How many updates see every row `epochs` times, the last one begun included."""
+    return max(1, -int(-count * epochs // size))
+
+
+def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row]]:
+    """Split an update's rows into passes of at most `tokens` each where rows allow, as even as can be, in a number that
+    `multiple` divides (some may be empty). What the update learns does not depend on the split.
+    """
+    total = sum(row.size for row in rows)
+    count = max(1, -(-total // tokens))
+    ordered = sorted(rows, key=lambda row: -row.size)
+    while True:
+        bins = _even(ordered, -(-count // multiple) * multiple)
+        heaviest = max(sum(row.size for row in each) for each in bins)
+        if heaviest <= tokens or len(bins) >= len(rows):
+            return bins
+        count = len(bins) + 1
+
+
+def _even(ordered: Sequence[Row], count: int) -> list[list[Row]]:
+    """The longest first, each to the emptiest."""
+    bins: list[list[Row]] = [[] for _ in range(count)]
+    filled = [(0, at) for at in range(count)]
+    for row in ordered:
+        size, at = heapq.heappop(filled)
+        bins[at].append(row)
+        heapq.heappush(filled, (size + row.size, at))
+    return bins
+
+
+@lru_cache(maxsize=2)
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed} {epoch}").shuffle(order)  # noqa: S311  an order, no secret
+    return order
+
+
+def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+    if isinstance(prompt, str):
+        return [("user", prompt)]
+    return [(message.role, message.content) for message in prompt]

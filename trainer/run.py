@@ -1,0 +1,322 @@
+"""One run from its configuration to a model: read, build, learn, look, keep, write."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tqdm import tqdm
+
+from data.records import hashed
+from lm.branches import bare
+from lm.chat import Encoder
+from trainer import checkpoint, curves, examples, folder, parallel, trackers
+from trainer.build import Built, algorithm, build
+from trainer.config import Config, Dpo, Reward, Sft, TrainingError
+from trainer.examples import Example, Learned
+from trainer.loop import Algorithm, adamw, fit, look, rate
+from trainer.rows import Row, batch, encode, updates
+
+Interval = Callable[[Sequence[float], Sequence[str]], Mapping[str, Any]]
+"""A mean with its bounds, from values and what belongs together."""
+
+PATIENCE = 3
+"""Looks without a better one, after which a reward model has begun to overfit."""
+LOOKS, LOOKING = 10, 0.25
+"""Most looks at the held-out rows, and the part of the training's work that they may cost."""
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The rows of a run, and what is to be said about where they come from."""
+
+    train: list[Row]
+    heldout: list[Row]
+    topics: list[str]
+    rater: str
+    digest: str
+    unusable: dict[str, int]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended."""
+
+    out: Path
+    updates: int
+    best: int | None
+    stopped: bool
+    seconds: float
+    heldout: Mapping[str, float]
+    accuracy: Mapping[str, Any] | None
+    rows: int
+    heldout_rows: int
+    unusable: int
+
+    def lines(self) -> list[str]:
+        """What a person is told at the end."""
+        lines = [f"{self.updates} updates on {self.rows} rows"]
+        if self.best is not None:
+            lines[0] += f"; the model is that of update {self.best}, the best on the held-out rows"
+        if self.accuracy is not None:
+            low, high = (self.accuracy.get(each) for each in ("low", "high"))
+            bounds = f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else ""
+            lines.append(f"held-out accuracy {self.accuracy['value']:.1%}{bounds}, n {self.accuracy['n']}")
+        lines += [
+            f"held-out {name.replace('_', ' ')} {value:.4f}"
+            for name, value in self.heldout.items()
+            if name != "accuracy"
+        ]
+        return lines
+
+    def json(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**found, "out": str(self.out), "heldout": dict(self.heldout)}
+
+
+@dataclass
+class Standing:
+    """What early stopping remembers, kept in every checkpoint."""
+
+    best: int | None = None
+    least: float = math.inf
+    waited: int = 0
+
+    def seen(self, number: int, loss: float) -> None:
+        if loss < self.least:
+            self.best, self.least, self.waited = number, loss, 0
+        else:
+            self.waited += 1
+
+
+def train(
+    config: Config, *, cache: Path, interval: Interval, tell: Callable[[str], None], version: str, resume: bool
+) -> Result:
+    """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
+    started = time.monotonic()
+    built = build(config, cache)
+    try:
+        place = config.run.out
+        if parallel.first():
+            folder.begin(place, config, resume=resume)
+        parallel.wait()
+        taught = teach(config, built)
+        for note in taught.notes if parallel.first() else ():
+            tell(note)
+        with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
+            aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
+        course = _Course(config, built, aim, taught, interval, tell)
+        result = course.run(resume=resume)
+        _write(config, built, taught, result, version, cache)
+    finally:
+        parallel.end()
+    return replace(result, seconds=time.monotonic() - started)
+
+
+class _Course:
+    """A run under way: the optimizer, its checkpoints and its numbers, which have to be kept in step."""
+
+    def __init__(
+        self,
+        config: Config,
+        built: Built,
+        aim: Algorithm,
+        taught: Teaching,
+        interval: Interval,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._config, self._built, self._aim, self._taught = config, built, aim, taught
+        self._interval, self._tell = interval, tell
+        self._optimizer = adamw(built.module, config.optim)
+        self._checkpoints = config.run.out / folder.CHECKPOINTS
+        self._total = config.optim.steps or updates(len(taught.train), config.optim.batch, config.optim.epochs)
+        self._every = config.run.evaluate_every or self._looks()
+        self._save_every = config.run.save_every or self._every
+        patient = PATIENCE if isinstance(config.algorithm, Reward) else None
+        self._patience = config.run.patience or patient
+        self._standing = Standing()
+        self._seen: dict[int, dict[str, list[float]]] = {}
+
+    def run(self, *, resume: bool) -> Result:
+        done = self._resume() if resume else 0
+        out = self._config.run.out
+        metrics = folder.Metrics(out, done if resume else None) if parallel.first() else None
+        logs = trackers.opened(self._config, out) if metrics is not None else []
+        last, stopped = done, False
+        if done == 0:
+            self._look(0, metrics, logs)
+        for update, line in self._updates(done):
+            last = update
+            for add in (metrics.add, *logs) if metrics is not None else ():
+                add(line)
+            if update % self._every == 0 or update == self._total:
+                self._look(update, metrics, logs)
+            stopped = self._patience is not None and self._standing.waited >= self._patience
+            if update % self._save_every == 0 or update == self._total or self._standing.best == update or stopped:
+                self._save(update)
+            if stopped:
+                self._tell(f"stopped at update {update}: no better held-out loss since update {self._standing.best}")
+                break
+        if metrics is not None and not curves.draw(out, metrics.lines()):
+            self._tell("no curves.png: pip install 'rlaif-service[train]' brings what draws it")
+        return self._result(last, stopped=stopped)
+
+    def _updates(self, done: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        optim, rows = self._config.optim, self._taught.train
+        numbers = range(done + 1, self._total + 1)
+        batches = ((number, batch(rows, optim.batch, number - 1, self._config.run.seed)) for number in numbers)
+        learning = fit(self._aim, batches, self._optimizer, self._built.passes, rate(optim, self._total), optim.clip)
+        with _bar("updates", self._total, hidden=False, initial=done) as bar:
+            began = time.monotonic()
+            for update in learning:
+                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}")
+                bar.update()
+                epoch = update.number * optim.batch / len(rows)
+                seconds, began = time.monotonic() - began, time.monotonic()
+                yield update.number, {"update": update.number, "epoch": epoch, **update.metrics, "seconds": seconds}
+
+    def _look(self, number: int, metrics: folder.Metrics | None, logs: Sequence[trackers.Log]) -> None:
+        """Look at the held-out rows; a run without any has only its training loss."""
+        if not self._taught.heldout:
+            return
+        found = look(self._aim, self._taught.heldout, self._built.passes)
+        weights = [self._aim.weigh(row) for row in self._taught.heldout]
+        means = {name: _mean(values, weights) for name, values in found.items()}
+        self._seen = {number: found}
+        if self._patience is not None and number:
+            self._standing.seen(number, means["loss"])
+        line: dict[str, Any] = {"update": number, "heldout": means}
+        if "accuracy" in found:
+            line["accuracy"] = dict(self._interval(found["accuracy"], self._taught.topics))
+        for add in (metrics.add, *logs) if metrics is not None else ():
+            add(line)
+
+    def _save(self, number: int) -> None:
+        standing = self._standing
+        least = None if math.isinf(standing.least) else standing.least
+        state = {"best": standing.best, "least": least, "waited": standing.waited}
+        checkpoint.save(self._checkpoints, number, self._built.module, self._optimizer, state)
+        checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
+
+    def _resume(self) -> int:
+        place = checkpoint.latest(self._checkpoints)
+        if place is None:
+            return 0
+        state = checkpoint.load(place, self._built.module, self._optimizer)
+        least = state["least"]
+        self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"])
+        self._tell(f"going on after update {state['update']}")
+        return int(state["update"])
+
+    def _result(self, last: int, *, stopped: bool) -> Result:
+        best = self._standing.best if self._patience is not None else None
+        taken = last if best is None else best
+        if taken not in self._seen and self._taught.heldout:
+            if best is not None:
+                checkpoint.restore(self._checkpoints / f"{best:08d}", self._built.module)
+            self._seen = {taken: look(self._aim, self._taught.heldout, self._built.passes)}
+        found = self._seen.get(taken, {})
+        weights = [self._aim.weigh(row) for row in self._taught.heldout]
+        return Result(
+            out=self._config.run.out,
+            updates=last,
+            best=best,
+            stopped=stopped,
+            seconds=0.0,
+            heldout={name: _mean(values, weights) for name, values in found.items()},
+            accuracy=self._interval(found["accuracy"], self._taught.topics) if "accuracy" in found else None,
+            rows=len(self._taught.train),
+            heldout_rows=len(self._taught.heldout),
+            unusable=sum(self._taught.unusable.values()),
+        )
+
+    def _looks(self) -> int:
+        """Updates between looks, so that looking costs a part of the work only (a look is a third of learning)."""
+        work = 3 * self._total * self._config.optim.batch * LOOKING / max(1, len(self._taught.heldout))
+        return max(1, math.ceil(self._total / max(1, min(LOOKS, int(work)))))
+
+
+def teach(config: Config, built: Built) -> Teaching:
+    """Read the files, keep some prompts apart, and turn all into tokens. Raises TrainingError."""
+    read = _read(config, config.data.train, config.data.labels)
+    apart = None if config.data.heldout is None else _read(config, config.data.heldout, config.data.heldout_labels)
+    sides = examples.split(read, apart)
+    encoder = Encoder(built.loaded.tokenizer)
+    most = min(config.data.max_tokens, built.loaded.context)
+    unusable = read.unusable + (apart.unusable if apart is not None else type(read.unusable)())
+    rows: list[list[Row]] = []
+    for side in sides:
+        rows.append(encode(side, encoder, most=most, response=config.data.max_response, unusable=unusable))
+    if not rows[0]:
+        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
+        raise TrainingError(f"{config.data.train}: no row is left to train on: {why}")
+    notes = [*read.notes, *(apart.notes if apart is not None else ())]
+    if unusable:
+        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
+        notes.append(f"{sum(unusable.values())} rows teach nothing: {why}")
+    topics = _topics(sides[1], rows[1])
+    digest = hashed([row.key for side in rows for row in side])
+    return Teaching(rows[0], rows[1], topics, read.rater, digest, dict(unusable), notes)
+
+
+def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:
+    known = {example.id: example.topic for example in sides}
+    return [known[row.id] for row in rows]
+
+
+def _read(config: Config, source: str, labels: str | None) -> Learned:
+    columns, limit = config.data.columns, config.data.limit
+    if isinstance(config.algorithm, Sft):
+        return examples.demonstrations(source, columns=columns, limit=limit, every=config.algorithm.responses == "all")
+    margins = config.algorithm.margins if isinstance(config.algorithm, Reward) else "none"
+    return examples.preferences(source, labels, columns=columns, limit=limit, margins=margins)
+
+
+def _write(config: Config, built: Built, taught: Teaching, result: Result, version: str, cache: Path) -> None:
+    """The model for anyone to load, and its card. A sharded model is put together in a new one."""
+    weights = checkpoint.trained(built.module) if parallel.world() > 1 else None
+    if not parallel.first():
+        return
+    if weights is not None:
+        built = build(config, cache, alone=True)
+        built.module.load_state_dict(weights, strict=False)
+    inner = bare(built.loaded.model)
+    if isinstance(config.algorithm, Reward):
+        centered = config.algorithm.center_on == "heldout" and "mean_score" in result.heldout
+        inner.config.reward_bias = -result.heldout["mean_score"] if centered else 0.0
+        built.loaded.tokenizer.pad_token_id = inner.config.pad_token_id
+    folder.export(config.run.out, built.loaded.model, built.loaded.tokenizer)
+    folder.card(config.run.out, _title(config), _facts(config, built, taught, version), config, result.lines())
+
+
+def _title(config: Config) -> str:
+    kind = type(config.algorithm).__name__
+    return {"Sft": "A fine-tuned model", "Reward": "A reward model"}.get(kind, f"A model trained by {kind.upper()}")
+
+
+def _facts(config: Config, built: Built, taught: Teaching, version: str) -> dict[str, str]:
+    facts = {"trained from": built.loaded.identity, "data": config.data.train, "data digest": taught.digest}
+    facts |= {"rows": f"{len(taught.train)}, and {len(taught.heldout)} held out", "rated by": taught.rater}
+    if taught.unusable:
+        facts["left out"] = ", ".join(f"{count} x {reason}" for reason, count in taught.unusable.items())
+    return {**facts, "made with": f"rlaif-service {version}"}
+
+
+def _asks(config: Config) -> bool:
+    return isinstance(config.algorithm, Dpo) and config.algorithm.cached
+
+
+def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
+    return fmean(values, weights)
+
+
+def _bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:
+    return tqdm(
+        total=total, desc=name, initial=initial, mininterval=1, disable=hidden or not parallel.first(), leave=False
+    )

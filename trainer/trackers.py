@@ -1,0 +1,52 @@
+"""Where a run's numbers go beside its folder: TensorBoard, Weights & Biases. Each is a function of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from trainer.config import Config, TrainingError
+
+Log: TypeAlias = Callable[[Mapping[str, Any]], object]
+
+
+def opened(config: Config, out: Path) -> list[Log]:
+    """The trackers that a configuration names. Raises TrainingError where one is not installed."""
+    logs: list[Log] = []
+    if config.run.tensorboard:
+        logs.append(_tensorboard(out))
+    if config.run.wandb is not None:
+        logs.append(_wandb(config.run.wandb, out))
+    return logs
+
+
+def _tensorboard(out: Path) -> Log:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise TrainingError("run.tensorboard needs it: pip install tensorboard") from None
+    writer = SummaryWriter(str(out / "tensorboard"))
+
+    def log(line: Mapping[str, Any]) -> None:
+        for name, value in _numbers(line):
+            writer.add_scalar(name, value, line["update"])
+        writer.flush()
+
+    return log
+
+
+def _wandb(project: str, out: Path) -> Log:
+    try:
+        import wandb
+    except ModuleNotFoundError:
+        raise TrainingError("run.wandb needs it: pip install wandb") from None
+    run = wandb.init(project=project, name=out.name, dir=str(out), resume="allow")
+    return lambda line: run.log(dict(_numbers(line)), step=line["update"])
+
+
+def _numbers(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    side, numbers = ("heldout", line["heldout"]) if "heldout" in line else ("train", line)
+    return (
+        (f"{side}/{name}", value) for name, value in numbers.items() if isinstance(value, float) and name != "seconds"
+    )
