@@ -49,7 +49,7 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
 
 
 def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> LanguageModel:
-    """A model in fp32, to be trained: with a reward head of one label where it is `scored`, new unless the folder has one.
+    """A model in fp32, to be trained; where it is `scored`, with a reward head, new unless the folder has one.
 
     Raises ModelError. A new head is drawn from torch's generator.
     """

@@ -1,11 +1,11 @@
 """Attention over packs of rows that share prompts, with gradients: any model of transformers attends through it.
 
 Nothing of a model is written anew: transformers lets a model's attention be named, so its own forward, adapters,
-checkpointing and sharding work as they are, and only what a token may see is ours. On a CPU the products are written out,
-one span of queries at a time, and nothing of a score matrix is kept for the backward pass; elsewhere FlexAttention takes
-the same tree as a block mask.
+checkpointing and sharding work as they are, and only what a token may see is ours. On a CPU the products are written
+out, one span of queries at a time, and nothing of a score matrix is kept for the backward pass; elsewhere FlexAttention
+takes the same tree as a block mask.
 
-Shapes: N tokens of a pack, H query heads in G groups of R = H / G, D width of a head, n queries of a span, L its keys.
+Shapes: N tokens of a pack, H query heads in G groups of R = H / G, D width of a head; n queries, L keys of a span.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ def use(model: Any) -> None:
 
 
 def _attend(
-    module: Any,
+    _module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Any,
+    _mask: Any,
     *,
     tree: Tree | None = None,
     **kwargs: Any,
@@ -77,6 +77,10 @@ def _attend(
     """What a layer of transformers calls: (1, H, N, D), (1, G, N, D) twice; returns (1, N, H, D)."""
     if tree is None:
         raise TypeError("this model attends through trees: call it with one (lm.tree.lay)")
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
+        raise ModelError(
+            "this model caps or windows its attention, which training does not support; take another model"
+        )
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions in fp32 widen them under autocast
     if tree.mask is None:
@@ -95,10 +99,11 @@ class _Products(torch.autograd.Function):
         for span in tree:
             q, own = _rows(query, span, len(key)), slice(span.start, span.end)
             scores = _scores(q, _keys(key, span), span, scale)
-            total = scores.logsumexp(-1, keepdim=True)
-            weights[:, own] = total.view(len(query), -1)
-            found = torch.bmm(scores.sub_(total).exp_().to(value.dtype), _keys(value, span))
+            highest = scores.amax(-1, keepdim=True)
+            total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
+            found = torch.bmm(scores.to(value.dtype), _keys(value, span)).div_(total)
             out[:, own] = found.view(len(query), -1, found.shape[-1])
+            weights[:, own] = total.log_().add_(highest).view(len(query), -1)
         ctx.save_for_backward(query, key, value, out, weights)
         ctx.tree, ctx.scale = tree, scale
         return out

@@ -73,13 +73,14 @@ def load(place: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> di
 def restore(place: Path, module: nn.Module) -> None:
     """The parameters alone."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=parallel.world() > 1, strict=False)
-    set_model_state_dict(module, load_file(place / WEIGHTS), options=options)
+    weights: dict[str, Any] = {**load_file(place / WEIGHTS)}
+    set_model_state_dict(module, weights, options=options)
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
     """The whole tensors of all parameters that are trained, by name, on the CPU."""
     names = {name for name, each in module.named_parameters() if each.requires_grad}
-    found = get_model_state_dict(module, options=_whole())
+    found: dict[str, Any] = get_model_state_dict(module, options=_whole())
     return {name: each.contiguous() for name, each in found.items() if name in names}
 
 

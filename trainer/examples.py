@@ -1,4 +1,4 @@
-"""What does a file teach? Comparisons with votes, labels or rankings become prompts whose responses are compared in pairs.
+"""What does a file teach? Comparisons with votes, labels or rankings become prompts with pairs of their responses.
 
 Pure data, no tokens: the texts as they stand, and for each pair how surely the first is the better one.
 """
@@ -70,7 +70,7 @@ class Learned:
 
 
 def demonstrations(source: str, *, columns: str | None, limit: int | None, every: bool) -> Learned:
-    """Prompts with the responses to imitate: a file of responses, or of comparisons (the preferred one, or every one)."""
+    """Prompts with what to imitate: a file of responses, or of comparisons (the preferred one, or every one)."""
     found = Learned(rater="the responses in the file")
     try:
         opened = reading.open_comparisons(source, columns)
