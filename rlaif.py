@@ -70,18 +70,26 @@ Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, opena
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
 
 
+class UsageError(RlaifError):
+    """What was typed lacks something that it needs."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """What label, score and rank have in common."""
 
-    task: Task
     model: Model
     out: Out
+    task: Task = ""
     options: Annotated[Options, Parameter(name="*", group=_ASKING)] = field(default_factory=Options)
     running: Annotated[Running, Parameter(name="*", group=_RUNNING)] = field(default_factory=Running)
     remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] = field(default_factory=Remote)
     limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.task and not self.model.startswith("reward:"):
+            raise UsageError("--task: which question is the model asked? (`rlaif tasks` lists them)")
 
 
 @app.command
@@ -112,10 +120,12 @@ def score(responses: str, /, *, asking: Asking) -> int:
         A file of prompts with one response each, or of comparisons, whose responses are scored one by one.
     """
     from data.reading import each_response as read
-    from data.records import Score
+    from data.records import ModelReward, Score
+    from labeler.opening import is_reward_model
     from labeler.score import Scorer
 
-    return _job(Scorer, Score, read(responses, asking.running.columns), responses, asking)
+    kind = ModelReward if is_reward_model(asking.model) else Score
+    return _job(Scorer, kind, read(responses, asking.running.columns), responses, asking)
 
 
 @app.command
@@ -324,7 +334,7 @@ def serve(
     *,
     task: Annotated[
         tuple[str, ...], Parameter(help="A task with a score; several make one reward (--task A --task B).")
-    ],
+    ] = (),
     model: Model,
     listening: Annotated[Listening, Parameter(name="*", group=Group("The server", sort_key=1))] | None = None,
     rewarding: Annotated[Rewarding, Parameter(name="*", group=Group("The reward", sort_key=2))] | None = None,
@@ -660,7 +670,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except RlaifError as error:
         if debug:
             raise
-        sys.exit(_failed(str(error)))
+        sys.exit(_failed(str(error), USAGE if isinstance(error, UsageError) else FAILED))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -680,9 +690,9 @@ def _version() -> str:
         return "not installed, run from its source"
 
 
-def _failed(message: str) -> int:
+def _failed(message: str, status: int = FAILED) -> int:
     _say(f"rlaif: {' '.join(message.split())}")
-    return FAILED
+    return status
 
 
 def _say(line: str) -> None:

@@ -3,8 +3,8 @@
     python benchmarks/training.py [--json] [--steps N] [--only dpo|reward|sft] [--model FOLDER]
 
 SmolLM2-135M, batches of 8 pairs as long as those of HH's harmless comparisons, in fp32 and bf16 autocast, with the
-reference asked at each update and precomputed. Each side runs in a process of its own, in turn; TRL's current release and
-the last one with full logits (1.12) live in venvs made here (.bench/). A step is forward, backward, clipping and AdamW.
+reference asked at each update and precomputed. Each side runs in a process of its own, in turn; TRL's last release and
+that with full logits (1.12) live in venvs made here (.bench/). A step is forward, backward, clipping and AdamW.
 Gradient checkpointing is off for both.
 """
 
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ KINDS = {
 
 def lengths(quantiles: tuple[tuple[float, int], ...], draw: random.Random) -> int:
     at = draw.random()
-    for (low, least), (high, most) in zip(quantiles, quantiles[1:], strict=False):
+    for (low, least), (high, most) in pairwise(quantiles):
         if at <= high:
             return round(least + (most - least) * (at - low) / (high - low))
     raise AssertionError
@@ -116,7 +117,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
             precompute = time.perf_counter() - started
         else:
             other = load_trainable(job["folder"], cache=CACHE, device=device, scored=False).model
-            known = reference.online(LogProbabilities(other.requires_grad_(False)), passes)
+            known = reference.online(LogProbabilities(other.requires_grad_(requires_grad=False)), passes)
         aim = dpo(module, known, Dpo(beta=0.1))
     else:
         aim = reward(module, Reward()) if kind == "reward" else sft(module)

@@ -48,13 +48,14 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
     return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
-def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> LanguageModel:
+def load_trainable(name: str, *, cache: Path, device: str, scored: bool, dtype: str = "float32") -> LanguageModel:
     """A model in fp32, to be trained; where it is `scored`, with a reward head, new unless the folder has one.
 
     Raises ModelError. A new head is drawn from torch's generator.
     """
     place = find(name, cache)
     where = _device(device)
+    kind = _dtype(dtype, where)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -64,15 +65,13 @@ def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> Lang
         progress.set_verbosity_error()  # a new head is what was asked for
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
         if scored:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=torch.float32)
+            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=kind)
             model.config.pad_token_id = _padding(model, tokenizer)
         else:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=kind)
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return LanguageModel(
-        model.to(where), tokenizer, _identity(name, place, model, torch.float32), _context(model, tokenizer)
-    )
+    return LanguageModel(model.to(where), tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
 def _padding(model: Any, tokenizer: Any) -> int:

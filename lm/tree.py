@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm.errors import ModelError
-from lm.rows import Pack, Span, spans
+from lm.rows import Pack, Span, pack, spans
 
 NAME = "rlaif_tree"
 """What a model's config calls this attention."""
@@ -49,7 +49,11 @@ def lay(pack: Pack, device: torch.device) -> Laid:
 
 
 def use(model: Any) -> None:
-    """Make a model attend through trees: its forward then needs `tree`. Raises ModelError for one that cannot."""
+    """Make a model attend through trees: its forward then needs `tree`. Raises ModelError for one that cannot.
+
+    Some layers carry what came before in other ways than attention (recurrence, convolution, distances in the scores):
+    a few tokens told both ways show it, before a long run learns from wrong numbers.
+    """
     config = model.config
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         raise ModelError(f"{config.model_type}: its sliding window is not supported in training; take another model")
@@ -58,10 +62,48 @@ def use(model: Any) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
+    if _used(model):
+        return
+    was = model.training
+    model.eval()
     try:
+        plain = [_states(model, [each])[each] for each in _PROBE]
         model.set_attn_implementation(NAME)
+        shared = _states(model, _PROBE)
     except Exception as error:  # transformers names what a model cannot do in many ways
         raise ModelError(f"{config.model_type}: cannot attend through trees: {error}") from error
+    model.train(was)
+    far = FAR if next(model.parameters()).dtype == torch.float32 else FAR_ROUNDED
+    for each, expected in zip(_PROBE, plain, strict=True):
+        if not float((shared[each] - expected).norm()) <= far * float(expected.norm()):
+            raise ModelError(
+                f"{config.model_type}: its layers do not keep texts with a common beginning apart, so it cannot be"
+                " trained here; take a model with attention in every layer"
+            )
+
+
+def _used(model: Any) -> bool:
+    return model.config._attn_implementation == NAME  # noqa: SLF001  transformers has no public name for it
+
+
+FAR, FAR_ROUNDED = 0.01, 0.4
+"""How far, of its length, a hidden state may move: rounding in bf16 moves one by up to a sixth, another text by its whole
+length."""
+
+_PROBE = ((3, 4, 5, 6, 7, 8, 9), (3, 4, 5, 10, 9))
+"""Two sequences that begin alike."""
+
+
+@torch.no_grad()
+def _states(model: Any, sequences: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """The last hidden state of each sequence, plainly where the model does not attend through trees yet."""
+    device = next(model.parameters()).device
+    found = pack(sequences)
+    laid = lay(found, device)
+    ids = {"input_ids": laid.input_ids, "position_ids": laid.position_ids, "use_cache": False}
+    own = {"tree": laid.tree} if _used(model) else {}
+    hidden = model.base_model(**ids, **own).last_hidden_state[0].float()
+    return {each: hidden[found.ends[each]] for each in sequences}
 
 
 def _attend(

@@ -174,7 +174,7 @@ class Dpo:
     noise: float = 0.0
     """Chance that a label is wrong: smooths the labels of sigmoid (cDPO), makes robust unbiased."""
     gamma: float = 0.5
-    """simpo's margin, times beta."""
+    """simpo's margin, which beta does not scale."""
     hard: bool = False
     """Round labels to 0 or 1 first."""
     reference: str | None = None
