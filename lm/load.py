@@ -76,9 +76,10 @@ def load_trainable(name: str, *, cache: Path, device: str, scored: bool, dtype: 
 
 def _padding(model: Any, tokenizer: Any) -> int:
     """A token that no answer ends with: transformers reads a score at the last token that is not this one."""
-    ends = {tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)}
+    own = getattr(model.config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
-    return next((each for each in candidates if each is not None and each not in ends), 0)
+    return next(each for each in (*candidates, *range(len(ends) + 1)) if each is not None and each not in ends)
 
 
 def find(name: str, cache: Path) -> str | Path:
