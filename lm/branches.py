@@ -65,7 +65,10 @@ class Scores(nn.Module):
         model = bare(self.model)
         laid = tree.lay(found.pack, next(model.parameters()).device)
         ends = torch.tensor(found.ends, device=laid.input_ids.device)
-        return model.score(_hidden(model, laid)[ends]).float().squeeze(-1)
+        hidden = _hidden(model, laid)[ends]
+        # Differences of scores are small: the head is computed in the precision of its weights, whatever the layers'.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return model.score(hidden.to(next(model.score.parameters()).dtype)).float().squeeze(-1)
 
 
 def totals(values: Tensor, lengths: Sequence[int]) -> Tensor:

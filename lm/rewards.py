@@ -42,10 +42,13 @@ class RewardModel:
     def __init__(self, folder: str, *, dtype: str, device: str) -> None:
         if not (Path(folder).expanduser() / "config.json").is_file():
             raise ModelError(f"reward:{folder}: no such model folder; `rlaif train reward` writes one (RUN/model)")
-        loaded = load_trainable(folder, cache=Path(), device=device, scored=True, dtype=dtype)
+        # In bf16 a score depends on its neighbours in a pass by a tenth of its size: that has to be asked for.
+        kind = "float32" if dtype == "auto" else dtype
+        loaded = load_trainable(folder, cache=Path(), device=device, scored=True, dtype=kind)
         if getattr(loaded.model.config, "num_labels", 0) != 1:
             raise ModelError(f"reward:{folder}: expected a model with one label")
         self.identity = loaded.identity.replace("local:", "reward:", 1)
+        loaded.model.score.float()
         self._scores, self._encoder = Scores(loaded.model).eval(), Encoder(loaded.tokenizer)
         self._context, self._bias = loaded.context, float(getattr(loaded.model.config, "reward_bias", 0.0))
 

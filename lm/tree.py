@@ -87,8 +87,7 @@ def _used(model: Any) -> bool:
 
 
 FAR, FAR_ROUNDED = 0.01, 0.4
-"""How far, of its length, a hidden state may move: rounding in bf16 moves one by up to a sixth, another text by its whole
-length."""
+"""How far, of its length, a hidden state may move: rounding in bf16 moves one by up to a sixth, another text by all."""
 
 _PROBE = ((3, 4, 5, 6, 7, 8, 9), (3, 4, 5, 10, 9))
 """Two sequences that begin alike."""
