@@ -525,6 +525,32 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     return OK
 
 
+@app.command
+def run(recipe: Path, /, *, fresh: bool = False) -> int:
+    """Run the commands of a recipe one after another; stopped or killed, the same command goes on where it was.
+
+    Parameters
+    ----------
+    recipe
+        TOML: [[step]] tables, each with run = "label FILE --task ...", "train reward --config ...", ...
+    fresh
+        Run steps again that are finished.
+    """
+    from data import recipes
+
+    found = recipes.steps(recipe)
+    pending = recipes.Done(recipe, fresh=fresh).pending(found)
+    first = next(pending, None)
+    if first is None:
+        _say(f"all {len(found)} steps are finished; --fresh runs them again")
+    for number, words in chain([first] if first else [], pending):
+        _say(f"step {number} of {len(found)}: rlaif {shlex.join(words)}")
+        resumed = [*words, "--resume"] if words[0] == "train" and "--resume" not in words else words
+        if (status := _run(resumed)) not in {OK, SOME_FAILED}:
+            return status
+    return OK
+
+
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
     from labeler.commands import execute, project
@@ -659,11 +685,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     gc.set_threshold(100_000, 50, 100)  # jobs and evaluations make millions of small objects and hardly a cycle
     try:
-        status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
-        if isinstance(status, Found):
-            status = _found(status, words)
-        if isinstance(status, Wanted):
-            status = _train(status)
+        status = _run(words)
         sys.stdout.flush()  # here, so that a reader who left early is met below and not at exit
     except CycloptsError:
         sys.exit(USAGE)
@@ -680,7 +702,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_failed(f"unexpected {type(error).__name__}: {error} (run again with --debug to see where)"))
-    sys.exit(status if isinstance(status, int) else OK)
+    sys.exit(status)
+
+
+def _run(words: Sequence[str]) -> int:
+    """One command: what it is, and what becomes of what it found. Raises CycloptsError, RlaifError."""
+    status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+    if isinstance(status, Found):
+        return _found(status, words)
+    if isinstance(status, Wanted):
+        return _train(status)
+    return status if isinstance(status, int) else OK
 
 
 def _version() -> str:

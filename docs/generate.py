@@ -35,6 +35,7 @@ COMMANDS = (
     "train reward",
     "train dpo",
     "train cpl",
+    "run",
     "export",
     "check",
     "tasks",
