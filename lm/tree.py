@@ -136,7 +136,8 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Sequence[Span], scale: float) -> Tensor:
         """query (H, N, D), key and value (G, N, D) -> (H, N, D)."""
-        out, weights = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+        out = query.new_empty(*query.shape[:2], value.shape[-1])
+        weights = query.new_empty(query.shape[:2], dtype=torch.float32)
         for span in tree:
             q, own = _rows(query, span, len(key)), slice(span.start, span.end)
             scores = _scores(q, _keys(key, span), span, scale)
