@@ -65,7 +65,7 @@ class Scores(nn.Module):
         model = bare(self.model)
         laid = tree.lay(found.pack, next(model.parameters()).device)
         ends = torch.tensor(found.ends, device=laid.input_ids.device)
-        return model.score(_hidden(model, laid)[ends]).float().squeeze(-1)
+        return model.score(_hidden(model, laid)[ends]).float().sum(-1)  # of one label; FSDP warns of views
 
 
 def totals(values: Tensor, lengths: Sequence[int]) -> Tensor:
