@@ -744,6 +744,8 @@ def _train(wanted: Wanted) -> int:
 
     config = wanted.config
     result = train(config, cache=_cache(), interval=interval, tell=_say, version=_version(), resume=wanted.resume)
+    if os.environ.get("RANK", "0") != "0":
+        return OK  # of several processes under torchrun the first one speaks
     if wanted.json:
         _print_json(result.json())
     else:

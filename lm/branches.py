@@ -68,7 +68,8 @@ class Scores(nn.Module):
         hidden = _hidden(model, laid)[ends]
         # Differences of scores are small: the head is computed in the precision of its weights, whatever the layers'.
         with torch.autocast(hidden.device.type, enabled=False):
-            return model.score(hidden.to(next(model.score.parameters()).dtype)).float().squeeze(-1)
+            scores = model.score(hidden.to(next(model.score.parameters()).dtype))
+        return scores.float().sum(-1)  # of one label; FSDP warns of views
 
 
 def totals(values: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -57,7 +57,7 @@ def token_log_probabilities(hidden: Tensor, head: torch.nn.Linear, tokens: Tenso
 class _TokenLogProbabilities(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor) -> Tensor:
-        found, total = hidden.new_empty((2, len(tokens)), dtype=torch.float32)
+        found, total = (hidden.new_empty(len(tokens), dtype=torch.float32) for _ in range(2))
         for piece in _pieces(len(tokens), len(weight)):
             logits = F.linear(hidden[piece], weight, bias).float()
             total[piece] = logits.logsumexp(-1)

@@ -37,8 +37,9 @@ def save(
     """Write `folder`/NUMBER, atomically; every process calls it, the first one writes. Returns its place."""
     target = folder / f"{number:08d}"
     weights = trained(module)
-    moments, rest = _flat(get_optimizer_state_dict(module, optimizer, options=_whole()))
-    if parallel.first():
+    states = get_optimizer_state_dict(module, optimizer, options=_whole())
+    if parallel.first():  # the others were given nothing
+        moments, rest = _flat(states)
         folder.mkdir(parents=True, exist_ok=True)
         beside = folder / f".{target.name}.{os.getpid()}"
         shutil.rmtree(beside, ignore_errors=True)

@@ -103,11 +103,12 @@ def train(
     built = build(config, cache)
     try:
         place = config.run.out
+        tell = tell if parallel.first() else lambda _line: None
         if parallel.first():
             folder.begin(place, config, resume=resume)
         parallel.wait()
         taught = teach(config, built)
-        for note in taught.notes if parallel.first() else ():
+        for note in taught.notes:
             tell(note)
         with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
