@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,41 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def kwise(folder: str) -> float:
+    """How many times as fast a row of four responses is learned as its six pairs, one by one, at the same loss."""
+    import torch
+
+    from lm.branches import Scores
+    from lm.load import load_trainable
+    from trainer.config import Reward
+    from trainer.examples import Pair
+    from trainer.reward import reward
+    from trainer.rows import Row
+
+    torch.manual_seed(0)
+    loaded = load_trainable(folder, cache=CACHE, device="cpu", scored=True)
+    aim = reward(Scores(loaded.model), Reward())
+    first, second = pairs(2)
+    answers = tuple(tuple(row[side]) for row in (first, second) for side in ("chosen_ids", "rejected_ids"))
+    order = tuple(Pair(i, j) for i, j in combinations(range(4), 2))
+    prompt = tuple(first["prompt_ids"])
+    whole = [Row("whole", prompt, answers, order)]
+    apart = [Row(str(each), prompt, (answers[each.first], answers[each.second]), (Pair(0, 1),)) for each in order]
+
+    def learned(passes: list[list[Row]]) -> tuple[float, float]:
+        started, losses = time.perf_counter(), []
+        for rows in passes:
+            loss = aim.values(rows)["loss"].mean()
+            loss.backward()
+            losses.append(float(loss.detach()))
+        return time.perf_counter() - started, statistics.mean(losses)
+
+    learned([whole])
+    (together, one), (separate, other) = learned([whole]), learned([[row] for row in apart])
+    assert abs(one - other) < 1e-5, f"not the same loss: {one} and {other}"
+    return separate / together
+
+
 def _peak() -> float:
     """MiB of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
@@ -215,7 +250,11 @@ def main() -> None:
         for dtype in ("float32", "bfloat16")
         if options.dtype in {None, dtype}
     }
-    result = {"ratios": ratios(found), "settings": found, "conditions": conditions(folder, options.steps)}
+    result = {
+        "ratios": {**ratios(found), "kwise_vs_pairs": kwise(folder)},
+        "settings": found,
+        "conditions": conditions(folder, options.steps),
+    }
     if options.json:
         print(json.dumps(result))
         return
