@@ -56,7 +56,7 @@ class Example:
     @property
     def topic(self) -> str:
         """The same for all examples of one prompt: they are never on both sides of a split."""
-        return fingerprint(self.prompt if isinstance(self.prompt, str) else [each.content for each in self.prompt])
+        return fingerprint([self.prompt] if isinstance(self.prompt, str) else [each.content for each in self.prompt])
 
 
 @dataclass
