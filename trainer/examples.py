@@ -100,7 +100,7 @@ def preferences(
     rows = islice(reading.comparisons(source, columns), limit)
     for row in reading.merged_votes(_usable(rows, found)).values():
         answer = judged.get(row.id)
-        if labels is not None and (answer is None or answer.content not in {"", row.content}):
+        if labels is not None and not _about(answer, row):
             found.unusable["no label is about these texts"] += 1
             continue
         pairs = _of_votes(row) if answer is None else _of_answer(answer)
@@ -113,6 +113,12 @@ def preferences(
         wanted = "a column `margin`" if margins == "column" else "votes with a `strength`"
         raise TrainingError(f"{source}: algorithm.margins = {margins!r} needs {wanted}; no row has one")
     return _checked(found, source)
+
+
+def _about(answer: Label | Ranking | None, row: Comparison) -> bool:
+    if answer is None or answer.content not in {"", row.content}:
+        return False
+    return isinstance(answer, Label) or len(answer.order) == len(row.responses)
 
 
 def _usable(rows: Iterable[Comparison | Failure], found: Learned) -> Iterator[Comparison | Failure]:
