@@ -5,6 +5,7 @@ Pure data, no tokens: the texts as they stand, and for each pair how surely the 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,7 +221,10 @@ def _with_margin(pair: Pair, row: Comparison, margins: Margins) -> Pair:
         return pair
     if margins == "column":
         value = row.meta.get("margin")
-        return Pair(pair.first, pair.second, pair.p, float(value) if isinstance(value, float | int) else 0.0)
+        margin = float(value) if isinstance(value, float | int) else 0.0
+        if not 0 <= margin < math.inf:
+            raise TrainingError(f"{row.id}: margin {margin:g}: expected at least 0, on the preferred response's side")
+        return Pair(pair.first, pair.second, pair.p, margin)
     table = MARGINS_SMALL if margins == "small" else MARGINS_LARGE
     told = [table[vote.strength] for vote in row.votes if vote.choice == pair.first and vote.strength is not None]
     return Pair(pair.first, pair.second, pair.p, sum(told) / len(told) if told else 0.0)
