@@ -353,13 +353,10 @@ def test_margins_of_a_column(file):
     assert [each.pairs[0].margin for each in found.examples] == [0.7, 2, 0]
 
 
-def test_margins_below_zero_are_refused_or_counted(file):
-    rows = [comparison("x", 0, margin=0.7), comparison("y", 1, margin=-2)]
-    try:
-        found = learned(file(*rows), margins="column")
-    except TrainingError:
-        return
-    assert all(pair.margin >= 0 for each in found.examples for pair in each.pairs)
+@pytest.mark.parametrize("margin", [-2, float("nan"), float("inf")])
+def test_margins_below_zero_or_no_number_are_refused_with_their_row(file, margin):
+    with pytest.raises(TrainingError, match=r"y: margin .*expected at least 0"):
+        learned(file(comparison("x", 0, margin=0.7), comparison("y", 1, margin=margin)), margins="column")
 
 
 @pytest.mark.parametrize(
