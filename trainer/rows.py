@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -74,7 +75,7 @@ def batch(rows: Sequence[Row], size: int, number: int, seed: int) -> list[Row]:
 
 def updates(count: int, size: int, epochs: float) -> int:
     """How many updates see every row `epochs` times, the last one begun included."""
-    return max(1, -int(-count * epochs // size))
+    return max(1, math.ceil(round(count * epochs, 6) / size))  # 100 * 1.1 is a little more than 110
 
 
 def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row]]:
