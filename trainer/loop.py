@@ -109,6 +109,7 @@ def look(algorithm: Algorithm, rows: Sequence[Row], passes: Passes) -> dict[str,
             values = algorithm.values(piece or rows[:1])
         for at, row in enumerate(piece):
             found[place[id(row)]] = {name: float(each[at]) for name, each in values.items()}
+    parallel.settle(algorithm.module)
     algorithm.module.train()
     whole = parallel.joined(found)
     return {name: [whole[at][name] for at in range(len(rows))] for name in whole[0]}
