@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -178,7 +179,7 @@ class _Course:
         with _bar("updates", self._total, hidden=False, initial=done) as bar:
             began = time.monotonic()
             for update in learning:
-                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}")
+                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}", refresh=False)
                 bar.update()
                 epoch = update.number * optim.batch / len(rows)
                 seconds, began = time.monotonic() - began, time.monotonic()
@@ -321,6 +322,5 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def _bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:
-    return tqdm(
-        total=total, desc=name, initial=initial, mininterval=1, disable=hidden or not parallel.first(), leave=False
-    )
+    silent = hidden or not parallel.first() or not sys.stderr.isatty()
+    return tqdm(total=total, desc=name, initial=initial, mininterval=1, disable=silent, leave=False)
