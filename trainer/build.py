@@ -53,7 +53,9 @@ def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
             model, rank=own.lora, alpha=alpha, dropout=own.lora_dropout, targets=own.lora_targets, scored=scored
         )
     if own.checkpointing:
-        bare(model).gradient_checkpointing_enable({"use_reentrant": False})
+        inner = bare(model)  # older releases of transformers know the older name alone
+        enable = getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
         if own.lora:
             bare(model).enable_input_require_grads()
     module = Scores(model) if scored else LogProbabilities(model)

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -59,23 +61,32 @@ def save(
 
 def load(place: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put back what `save` wrote, whatever the number of processes then and now. Raises TrainingError."""
-    try:
+    with _reading(place):
         state = json.loads((place / STATE).read_text("utf-8"))
         restore(place, module)
         moments = {**load_file(place / OPTIMIZER)}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=parallel.world() > 1)
         set_optimizer_state_dict(module, optimizer, _deep(moments, state.pop("optimizer")), options=options)
         _set_random(load_file(place / RANDOM))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
-        raise TrainingError(f"{place}: cannot be read as a checkpoint of this run: {error}") from error
-    return state
+        return state
 
 
 def restore(place: Path, module: nn.Module) -> None:
-    """The parameters alone."""
+    """The parameters alone. Raises TrainingError."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=parallel.world() > 1, strict=False)
-    weights: dict[str, Any] = {**load_file(place / WEIGHTS)}
-    set_model_state_dict(module, weights, options=options)
+    with _reading(place):
+        weights: dict[str, Any] = {**load_file(place / WEIGHTS)}
+        set_model_state_dict(module, weights, options=options)
+
+
+@contextmanager
+def _reading(place: Path) -> Generator[None]:
+    try:
+        yield
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise TrainingError(
+            f"{place}: cannot be read as a checkpoint of this run ({error}): remove it to go on from the one before"
+        ) from error
 
 
 def trained(module: nn.Module) -> dict[str, Tensor]:
@@ -91,9 +102,11 @@ def latest(folder: Path) -> Path | None:
 
 
 def prune(folder: Path, keep: int, best: int | None) -> None:
-    """Remove all but the newest `keep` and the best."""
+    """Remove all but the newest `keep` and the best, and what a kill left of one that was being written."""
     if not parallel.first():
         return
+    for each in folder.glob(".[0-9]*"):
+        shutil.rmtree(each, ignore_errors=True)
     for each in sorted(folder.glob("[0-9]*"))[:-keep]:
         if int(each.name) != best:
             shutil.rmtree(each, ignore_errors=True)

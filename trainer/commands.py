@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -22,9 +23,10 @@ def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection)
     if not Path(given).is_file():
         raise TrainingError(f"--config {given}: no such file")
     try:
-        Toml(given, use_commands_as_keys=False)(app, tuple(commands), arguments)
-    except ValueError as error:  # what tomllib raises
+        tomllib.loads(Path(given).read_text("utf-8"))
+    except (OSError, ValueError) as error:
         raise TrainingError(f"--config {given}: not TOML: {error}") from None
+    Toml(given, use_commands_as_keys=False)(app, tuple(commands), arguments)
 
 
 app = App(

@@ -20,24 +20,40 @@ CONFIG, METRICS, CHECKPOINTS, MODEL, ADAPTER, CARD = (
     "adapter",
     "card.md",
 )
+FREE = frozenset({"tokens", "keep", "checkpointing"})
+"""Settings that change no number: a run may go on with others, say when memory was too small."""
 
 
-def begin(folder: Path, config: Config, *, resume: bool) -> None:
-    """Make the folder, or see that it is the one of this run. Raises TrainingError."""
-    text = toml(config)
+def check(folder: Path, config: Config, *, resume: bool) -> None:
+    """See that a folder is free, or the one of this run where it goes on. Raises TrainingError."""
     place = folder / CONFIG
-    if place.is_file():
-        if not resume:
-            raise TrainingError(f"{folder}: holds a run already: go on with it (--resume), or choose another --run.out")
-        if place.read_text("utf-8") != text:
-            changed = sorted(set(text.splitlines()) ^ set(place.read_text("utf-8").splitlines()))
-            raise TrainingError(f"{place}: another run's settings: {'; '.join(changed[:4])}")
+    if not place.is_file():
         return
+    if not resume:
+        raise TrainingError(f"{folder}: holds a run already: go on with it (--resume), or choose another --run.out")
+    known, wanted = (_settings(each) for each in (place.read_text("utf-8"), toml(config)))
+    if known != wanted:
+        raise TrainingError(f"{place}: another run's settings: {'; '.join(sorted(known ^ wanted)[:4])}")
+
+
+def begin(folder: Path, config: Config) -> None:
+    """Make the folder with its config.toml, which is whole or not there. Raises TrainingError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        place.write_text(text, "utf-8")
+        _replace(folder / CONFIG, toml(config))
     except OSError as error:
         raise TrainingError(f"{folder}: cannot be written: {error}") from error
+
+
+def _settings(text: str) -> set[str]:
+    return {line for line in text.splitlines() if line.partition(" = ")[0] not in FREE}
+
+
+def _replace(place: Path, text: str) -> None:
+    """A kill leaves what was there."""
+    beside = place.with_name(f".{place.name}.new")
+    beside.write_text(text, "utf-8")
+    beside.replace(place)
 
 
 def toml(config: Config) -> str:
@@ -64,7 +80,7 @@ class Metrics:
     def __init__(self, folder: Path, resumed: int | None) -> None:
         self._place = folder / METRICS
         kept = [] if resumed is None else [line for line in self.lines() if line["update"] <= resumed]
-        self._place.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        _replace(self._place, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: Mapping[str, Any]) -> None:
         with self._place.open("a", encoding="utf-8") as file:
@@ -73,7 +89,8 @@ class Metrics:
     def lines(self) -> list[dict[str, Any]]:
         if not self._place.is_file():
             return []
-        return [json.loads(line) for line in self._place.read_text("utf-8").splitlines() if line.endswith("}")]
+        whole = self._place.read_text("utf-8").rpartition("\n")[0]  # a kill may have cut the last line off
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def export(folder: Path, model: Any, tokenizer: Any) -> Path:

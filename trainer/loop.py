@@ -100,7 +100,7 @@ def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes) -> d
 
 @torch.no_grad()
 def look(algorithm: Algorithm, rows: Sequence[Row], passes: Passes) -> dict[str, list[float]]:
-    """What each row comes to, row by row, without learning from it."""
+    """What each row comes to, row by row, without learning from it. Raises TrainingError where a loss is no number."""
     algorithm.module.eval()
     found: dict[int, dict[str, float]] = {}
     place = {id(row): at for at, row in enumerate(rows)}
@@ -109,8 +109,12 @@ def look(algorithm: Algorithm, rows: Sequence[Row], passes: Passes) -> dict[str,
             values = algorithm.values(piece or rows[:1])
         for at, row in enumerate(piece):
             found[place[id(row)]] = {name: float(each[at]) for name, each in values.items()}
+    parallel.settle(algorithm.module)
     algorithm.module.train()
     whole = parallel.joined(found)
+    broken = [row for at, row in enumerate(rows) if not math.isfinite(whole[at]["loss"])]
+    if broken:
+        raise TrainingError(f"the held-out loss is not a number; rows: {_named(broken)}")
     return {name: [whole[at][name] for at in range(len(rows))] for name in whole[0]}
 
 

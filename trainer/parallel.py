@@ -65,6 +65,15 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) 
     fully_shard(module, mesh=mesh)
 
 
+def settle(module: nn.Module) -> None:
+    """After passes that no backward one follows, FSDP2 leaves the outermost parameters whole: neither an optimizer nor a
+    checkpoint may take those for the shards.
+    """
+    reshard = getattr(module, "reshard", None)
+    if reshard is not None:
+        reshard()
+
+
 def summed(values: Mapping[str, float]) -> dict[str, float]:
     """Sums over all processes."""
     return {name: sum(each.get(name, 0.0) for each in _all(dict(values))) for name in values}

@@ -49,6 +49,7 @@ def cached(
         for row in piece:
             found[order[row.key]] = [values.pop(0) for _ in row.answers]
         done(len(piece) * parallel.world())
+    parallel.settle(model)
     model.train(was)
     whole = parallel.joined(found)
     known |= {row.key: whole[at] for at, row in enumerate(missing)}

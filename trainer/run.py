@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -100,16 +101,15 @@ def train(
 ) -> Result:
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
+    folder.check(config.run.out, config, resume=resume)
     built = build(config, cache)
     try:
-        place = config.run.out
         tell = tell if parallel.first() else lambda _line: None
-        if parallel.first():
-            folder.begin(place, config, resume=resume)
-        parallel.wait()
         taught = teach(config, built)
         for note in taught.notes:
             tell(note)
+        if parallel.first():  # now that it can begin: what is mended after an error can be started again
+            folder.begin(config.run.out, config)
         with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
         course = _Course(config, built, aim, taught, interval, tell)
@@ -147,18 +147,18 @@ class _Course:
     def run(self, *, resume: bool) -> Result:
         done = self._resume() if resume else 0
         out = self._config.run.out
-        metrics = folder.Metrics(out, done if resume else None) if parallel.first() else None
+        metrics = folder.Metrics(out, done or None) if parallel.first() else None
         logs = trackers.opened(self._config, out) if metrics is not None else []
-        last, stopped = done, False
+        last, stopped = done, self._waited()
         if done == 0:
             self._look(0, metrics, logs)
-        for update, line in self._updates(done):
+        for update, line in () if stopped else self._updates(done):
             last = update
             for add in (metrics.add, *logs) if metrics is not None else ():
                 add(line)
             if update % self._every == 0 or update == self._total:
                 self._look(update, metrics, logs)
-            stopped = self._patience is not None and self._standing.waited >= self._patience
+            stopped = self._waited()
             if update % self._save_every == 0 or update == self._total or self._standing.best == update or stopped:
                 self._save(update)
             if stopped:
@@ -168,6 +168,9 @@ class _Course:
             self._tell("no curves.png: pip install 'rlaif-service[train]' brings what draws it")
         return self._result(last, stopped=stopped)
 
+    def _waited(self) -> bool:
+        return self._patience is not None and self._standing.waited >= self._patience
+
     def _updates(self, done: int) -> Iterator[tuple[int, dict[str, Any]]]:
         optim, rows = self._config.optim, self._taught.train
         numbers = range(done + 1, self._total + 1)
@@ -176,7 +179,7 @@ class _Course:
         with _bar("updates", self._total, hidden=False, initial=done) as bar:
             began = time.monotonic()
             for update in learning:
-                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}")
+                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}", refresh=False)
                 bar.update()
                 epoch = update.number * optim.batch / len(rows)
                 seconds, began = time.monotonic() - began, time.monotonic()
@@ -212,6 +215,7 @@ class _Course:
         state = checkpoint.load(place, self._built.module, self._optimizer)
         least = state["least"]
         self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"])
+        checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
         self._tell(f"going on after update {state['update']}")
         return int(state["update"])
 
@@ -317,6 +321,5 @@ def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
 
 
 def _bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:
-    return tqdm(
-        total=total, desc=name, initial=initial, mininterval=1, disable=hidden or not parallel.first(), leave=False
-    )
+    silent = hidden or not parallel.first() or not sys.stderr.isatty()
+    return tqdm(total=total, desc=name, initial=initial, mininterval=1, disable=silent, leave=False)
