@@ -534,21 +534,24 @@ def run(recipe: Path, /, *, fresh: bool = False) -> int:
     recipe
         TOML: [[step]] tables, each with run = "label FILE --task ...", "train reward --config ...", ...
     fresh
-        Run steps again that are finished.
+        Begin with the first step: each goes on where it was, so what a step made has to be removed to be made anew.
     """
     from data import recipes
 
     found = recipes.steps(recipe)
+    worst = OK
     pending = recipes.Done(recipe, fresh=fresh).pending(found)
     first = next(pending, None)
     if first is None:
         _say(f"all {len(found)} steps are finished; --fresh runs them again")
     for number, words in chain([first] if first else [], pending):
         _say(f"step {number} of {len(found)}: rlaif {shlex.join(words)}")
-        resumed = [*words, "--resume"] if words[0] == "train" and "--resume" not in words else words
-        if (status := _run(resumed)) not in {OK, SOME_FAILED}:
+        goes_on = words[0] == "train" and "--resume" not in words
+        status = _run([*words, "--resume"] if goes_on else words)
+        if status not in {OK, SOME_FAILED}:
             return status
-    return OK
+        worst = max(worst, status)
+    return worst
 
 
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
@@ -750,7 +753,9 @@ def _train(wanted: Wanted) -> int:
         _print_json(result.json())
     else:
         print(_visible("\n".join([*result.lines(), f"the model: {result.out / 'model'}"])))
-    return OK
+    if result.failed:
+        _say(f"{result.failed} rows failed; see {result.out / 'failures.jsonl'}")
+    return SOME_FAILED if result.failed else OK
 
 
 def _visible(text: str) -> str:

@@ -29,8 +29,13 @@ def freeze(model: Any, lowest: int) -> None:
         module.requires_grad_(requires_grad=False)
 
 
-def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], scored: bool) -> Any:
-    """LoRA adapters (Hu et al. 2021) on the named linear layers, or on all but the head. Raises ModelError."""
+def with_lora(
+    model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], lowest: int, scored: bool
+) -> Any:
+    """LoRA adapters (Hu et al. 2021) on the named linear layers, or on all but the head, above the `lowest` layers.
+
+    Raises ModelError.
+    """
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ModuleNotFoundError:
@@ -40,6 +45,7 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by it as it is
         lora_dropout=dropout,
         target_modules=list(targets) or "all-linear",
+        layers_to_transform=list(range(lowest, len(layers(model)))) if lowest else None,
         task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,
     )
     try:

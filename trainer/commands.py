@@ -15,7 +15,7 @@ from cyclopts.config import Toml
 from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
 
 
-def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection) -> None:
     """The file of --config fills what the command line does not say."""
     given = next((each.tokens[-1].value for each in arguments if each.name == "--config" and each.tokens), None)
     if given is None:
@@ -26,7 +26,7 @@ def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection)
         tomllib.loads(Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"--config {given}: not TOML: {error}") from None
-    Toml(given, use_commands_as_keys=False)(app, tuple(commands), arguments)
+    Toml(given)(app, (), arguments)  # its sections are ours: none is the name of a command
 
 
 app = App(

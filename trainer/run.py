@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.records import hashed
+from data.records import Failure, hashed
 from lm.branches import bare
 from lm.chat import Encoder
 from trainer import checkpoint, curves, examples, folder, parallel, trackers
@@ -42,6 +42,7 @@ class Teaching:
     rater: str
     digest: str
     unusable: dict[str, int]
+    failures: list[Failure]
     notes: list[str]
 
 
@@ -59,6 +60,7 @@ class Result:
     rows: int
     heldout_rows: int
     unusable: int
+    failed: int
 
     def lines(self) -> list[str]:
         """What a person is told at the end."""
@@ -109,12 +111,14 @@ def train(
         for note in taught.notes:
             tell(note)
         if parallel.first():  # now that it can begin: what is mended after an error can be started again
-            folder.begin(config.run.out, config)
+            folder.begin(config.run.out, config, taught.failures)
         with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
         course = _Course(config, built, aim, taught, interval, tell)
         result = course.run(resume=resume)
         _write(config, built, taught, result, version, cache)
+        if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
+            tell(missing)
     finally:
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
@@ -142,6 +146,7 @@ class _Course:
         patient = PATIENCE if isinstance(config.algorithm, Reward) else None
         self._patience = config.run.patience or patient
         self._standing = Standing()
+        self._of = [f"data {taught.digest}", f"model {built.loaded.identity}"]
         self._seen: dict[int, dict[str, list[float]]] = {}
 
     def run(self, *, resume: bool) -> Result:
@@ -164,8 +169,6 @@ class _Course:
             if stopped:
                 self._tell(f"stopped at update {update}: no better held-out loss since update {self._standing.best}")
                 break
-        if metrics is not None and not curves.draw(out, metrics.lines()):
-            self._tell("no curves.png: pip install 'rlaif-service[train]' brings what draws it")
         return self._result(last, stopped=stopped)
 
     def _waited(self) -> bool:
@@ -204,7 +207,7 @@ class _Course:
     def _save(self, number: int) -> None:
         standing = self._standing
         least = None if math.isinf(standing.least) else standing.least
-        state = {"best": standing.best, "least": least, "waited": standing.waited}
+        state = {"best": standing.best, "least": least, "waited": standing.waited, "of": self._of}
         checkpoint.save(self._checkpoints, number, self._built.module, self._optimizer, state)
         checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
 
@@ -213,6 +216,11 @@ class _Course:
         if place is None:
             return 0
         state = checkpoint.load(place, self._built.module, self._optimizer)
+        if state["of"] != self._of:
+            raise TrainingError(
+                f"{place}: was made from {' and '.join(state['of'])}; now it is {' and '.join(self._of)}: with other"
+                " data, or another model, a run cannot go on; begin another --run.out"
+            )
         least = state["least"]
         self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"])
         checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
@@ -239,6 +247,7 @@ class _Course:
             rows=len(self._taught.train),
             heldout_rows=len(self._taught.heldout),
             unusable=sum(self._taught.unusable.values()),
+            failed=len(self._taught.failures),
         )
 
     def _looks(self) -> int:
@@ -254,19 +263,18 @@ def teach(config: Config, built: Built) -> Teaching:
     sides = examples.split(read, apart)
     encoder = Encoder(built.loaded.tokenizer)
     most = min(config.data.max_tokens, built.loaded.context)
+    failures = [*read.failures, *(apart.failures if apart is not None else ())]
     unusable = read.unusable + (apart.unusable if apart is not None else type(read.unusable)())
     longest = config.data.max_response
-    rows = [encode(side, encoder, most=most, response=longest, unusable=unusable) for side in sides]
+    rows = [encode(side, encoder, most=most, response=longest, failures=failures) for side in sides]
     if not rows[0]:
-        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
-        raise TrainingError(f"{config.data.train}: no row is left to train on: {why}")
+        raise TrainingError(f"{config.data.train}: no row is left to train on: {failures[0].message}")
     notes = [*read.notes, *(apart.notes if apart is not None else ())]
     if unusable:
-        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
-        notes.append(f"{sum(unusable.values())} rows teach nothing: {why}")
+        notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
     topics = _topics(sides[1], rows[1])
     digest = hashed([row.key for side in rows for row in side])
-    return Teaching(rows[0], rows[1], topics, read.rater, digest, dict(unusable), notes)
+    return Teaching(rows[0], rows[1], topics, read.rater, digest, dict(unusable), failures, notes)
 
 
 def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:
@@ -277,7 +285,8 @@ def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:
 def _read(config: Config, source: str, labels: str | None) -> Learned:
     columns, limit = config.data.columns, config.data.limit
     if isinstance(config.algorithm, Sft):
-        return examples.demonstrations(source, columns=columns, limit=limit, every=config.algorithm.responses == "all")
+        every = config.algorithm.responses == "all"
+        return examples.demonstrations(source, labels, columns=columns, limit=limit, every=every)
     margins = config.algorithm.margins if isinstance(config.algorithm, Reward) else "none"
     return examples.preferences(source, labels, columns=columns, limit=limit, margins=margins)
 
