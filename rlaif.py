@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
-from data.errors import RlaifError
+from data.errors import RlaifError, UsageError
 from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
@@ -68,10 +68,6 @@ _REMOTE = Group("A model behind a server", sort_key=3)
 Task = Annotated[str, Parameter(help="A task's name (`rlaif tasks`), NAME:PREAMBLE, or the path of your own .toml.")]
 Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, openai:NAME, fake:RULE (`rlaif models`).")]
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
-
-
-class UsageError(RlaifError):
-    """What was typed lacks something that it needs."""
 
 
 @Parameter(name="*")
@@ -539,6 +535,9 @@ def run(recipe: Path, /, *, fresh: bool = False) -> int:
     from data import recipes
 
     found = recipes.steps(recipe)
+    for number, words in enumerate(found, 1):
+        if words[0] not in app:
+            raise RlaifError(f"{recipe}: step {number}: rlaif has no command {words[0]!r}")
     worst = OK
     pending = recipes.Done(recipe, fresh=fresh).pending(found)
     first = next(pending, None)

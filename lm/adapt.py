@@ -53,8 +53,12 @@ def with_lora(
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
             return get_peft_model(model, config)
     except ValueError as error:
-        kinds = sorted({name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)})
-        raise ModelError(f"model.lora_targets {' '.join(targets)}: {error}; it has {', '.join(kinds)}") from error
+        linear = [name for name, each in model.base_model.named_modules() if isinstance(each, nn.Linear)]
+        kinds = sorted({name.rpartition(".")[2] for name in linear})
+        raise ModelError(
+            f"model.lora_targets {' '.join(targets)}: no linear layer of the model has such a name; it has"
+            f" {', '.join(kinds)}"
+        ) from error
 
 
 def merged(model: Any) -> Any:

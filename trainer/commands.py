@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Toml
 
+from data.errors import UsageError
 from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
 
 
@@ -52,8 +53,8 @@ class Wanted:
 class Common:
     """What every run has."""
 
-    data: Data
-    run: Run
+    data: Data = field(default_factory=Data)
+    run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
     config: Annotated[Path | None, Parameter(help="The run's TOML file.")] = None
@@ -61,6 +62,10 @@ class Common:
     json: Annotated[bool, Parameter(help="Print one JSON object with the result.")] = False
 
     def wanted(self, algorithm: Sft | Reward | Dpo | Cpl) -> Wanted:
+        if not self.data.train or self.run.out == Path():
+            raise UsageError(
+                "what is learned from, and where to? Say --data.train FILE --run.out DIR, or --config FILE.toml"
+            )
         missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
         if missing:
             raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'rlaif-service[train]'")

@@ -55,7 +55,7 @@ class Model:
 class Data:
     """What it learns from."""
 
-    train: str
+    train: str = ""
     """Comparisons (any file that `rlaif check` reads); for sft also prompts with a response."""
     labels: str | None = None
     """What `rlaif label` or `rlaif rank` wrote about them. Default: people's votes in the comparisons themselves."""
@@ -117,7 +117,7 @@ class Optim:
 class Run:
     """Where it is written, and how it goes."""
 
-    out: Path
+    out: Path = Path()
     """The run's folder: config.toml, metrics.jsonl, curves.png, checkpoints/, model/, card.md."""
     seed: int = 0
     """Of the order of rows, of a new head, of dropout."""

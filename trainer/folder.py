@@ -48,7 +48,8 @@ def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
         _replace(folder / FAILURES, "".join(each.model_dump_json() + "\n" for each in failures))
         _replace(folder / CONFIG, toml(config))
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written: {error}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise TrainingError(f"{folder}: cannot be made or written: {reason}; choose another --run.out") from error
 
 
 def _settings(text: str) -> set[str]:
@@ -108,6 +109,7 @@ def export(folder: Path, model: Any, tokenizer: Any) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / ADAPTER)
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; card.md says what there is
     adapt.merged(model).save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(target, ignore_errors=True)

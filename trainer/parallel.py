@@ -24,8 +24,8 @@ def begin(wanted: str) -> torch.device:
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     try:
         device = torch.empty(0, device=kind).device
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(f"model.device {wanted}: cannot be used: {str(error).splitlines()[0][:120]}") from None
+    except (RuntimeError, AssertionError):
+        raise TrainingError(f"model.device {wanted}: cannot be used here; expected auto, cpu or cuda") from None
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if not dist.is_initialized():
