@@ -73,25 +73,28 @@ class Common:
         return Wanted(config, self.resume, self.json)
 
 
+NOTHING = Common()
+
+
 @app.command
-def sft(*, common: Common, algorithm: Sft | None = None) -> Wanted:
+def sft(*, common: Common = NOTHING, algorithm: Sft | None = None) -> Wanted:
     """Imitate responses: the preferred ones of comparisons, or every response of a file."""
     return common.wanted(algorithm or Sft())
 
 
 @app.command
-def reward(*, common: Common, algorithm: Reward | None = None) -> Wanted:
+def reward(*, common: Common = NOTHING, algorithm: Reward | None = None) -> Wanted:
     """Train a reward model on soft labels, votes or rankings."""
     return common.wanted(algorithm or Reward())
 
 
 @app.command
-def dpo(*, common: Common, algorithm: Dpo | None = None) -> Wanted:
+def dpo(*, common: Common = NOTHING, algorithm: Dpo | None = None) -> Wanted:
     """Train a policy on soft labels, close to a reference (Rafailov et al. 2023)."""
     return common.wanted(algorithm or Dpo())
 
 
 @app.command
-def cpl(*, common: Common, algorithm: Cpl | None = None) -> Wanted:
+def cpl(*, common: Common = NOTHING, algorithm: Cpl | None = None) -> Wanted:
     """Train a policy on soft labels without a reference (Hejna et al. 2023)."""
     return common.wanted(algorithm or Cpl())
