@@ -297,8 +297,8 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
         notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
     if not encoder.templated:
         notes.append(
-            "the model has no chat template: a blank line stands between prompt and response, and conversations are told"
-            " as Human: and Assistant:"
+            "the model has no chat template: a blank line follows the prompt, and conversations are told as Human: and"
+            " Assistant:"
         )
     topics = _topics(sides[1], rows[1])
     digest = hashed([row.key for side in rows for row in side])
