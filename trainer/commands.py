@@ -34,6 +34,7 @@ app = App(
     help="Train a model on labels: sft, reward, dpo, cpl. A run is a TOML file of [model] [data] [optim] [algorithm] [run];\n"
     "each field is also an option, --section.field VALUE, which wins.\n\nSeveral processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
+    default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj
 )
 
 
