@@ -116,7 +116,7 @@ class Run:
     """Where it is written, and how it goes."""
 
     out: Path
-    """The run's folder: config.toml, metrics.jsonl, curves.html, checkpoints/, model/, card.md."""
+    """The run's folder: config.toml, metrics.jsonl, curves.png, checkpoints/, model/, card.md."""
     seed: int = 0
     """Of the order of rows, of a new head, of dropout."""
     tokens: int | None = None

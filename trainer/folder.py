@@ -1,4 +1,4 @@
-"""A run's folder: config.toml as run, metrics.jsonl, curves.html, card.md, model/ for anyone to load."""
+"""A run's folder: config.toml as run, metrics.jsonl, curves.png, card.md, model/ for anyone to load."""
 
 from __future__ import annotations
 
