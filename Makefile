@@ -78,6 +78,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/server.py
 	$(BIN)/python benchmarks/api.py
+	$(BIN)/python benchmarks/training.py
 
 clean:
 	rm -rf $(VENV) $(VLLM) $(CLIENTS) .bench .pytest_cache .ruff_cache .hypothesis .coverage

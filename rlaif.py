@@ -70,18 +70,26 @@ Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, opena
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
 
 
+class UsageError(RlaifError):
+    """What was typed lacks something that it needs."""
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """What label, score and rank have in common."""
 
-    task: Task
     model: Model
     out: Out
+    task: Task = ""
     options: Annotated[Options, Parameter(name="*", group=_ASKING)] = field(default_factory=Options)
     running: Annotated[Running, Parameter(name="*", group=_RUNNING)] = field(default_factory=Running)
     remote: Annotated[Remote, Parameter(name="*", group=_REMOTE)] = field(default_factory=Remote)
     limits: Annotated[Limits, Parameter(name="*", group=_REMOTE)] = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        if not self.task and not self.model.startswith("reward:"):
+            raise UsageError("--task: which question is the model asked? (`rlaif tasks` lists them)")
 
 
 @app.command
@@ -112,10 +120,12 @@ def score(responses: str, /, *, asking: Asking) -> int:
         A file of prompts with one response each, or of comparisons, whose responses are scored one by one.
     """
     from data.reading import each_response as read
-    from data.records import Score
+    from data.records import ModelReward, Score
+    from labeler.opening import is_reward_model
     from labeler.score import Scorer
 
-    return _job(Scorer, Score, read(responses, asking.running.columns), responses, asking)
+    kind = ModelReward if is_reward_model(asking.model) else Score
+    return _job(Scorer, kind, read(responses, asking.running.columns), responses, asking)
 
 
 @app.command
@@ -324,7 +334,7 @@ def serve(
     *,
     task: Annotated[
         tuple[str, ...], Parameter(help="A task with a score; several make one reward (--task A --task B).")
-    ],
+    ] = (),
     model: Model,
     listening: Annotated[Listening, Parameter(name="*", group=Group("The server", sort_key=1))] | None = None,
     rewarding: Annotated[Rewarding, Parameter(name="*", group=Group("The reward", sort_key=2))] | None = None,
@@ -515,6 +525,32 @@ def _demo(folder: Path, chosen: Sequence[str], model: str) -> int:
     return OK
 
 
+@app.command
+def run(recipe: Path, /, *, fresh: bool = False) -> int:
+    """Run the commands of a recipe one after another; stopped or killed, the same command goes on where it was.
+
+    Parameters
+    ----------
+    recipe
+        TOML: [[step]] tables, each with run = "label FILE --task ...", "train reward --config ...", ...
+    fresh
+        Run steps again that are finished.
+    """
+    from data import recipes
+
+    found = recipes.steps(recipe)
+    pending = recipes.Done(recipe, fresh=fresh).pending(found)
+    first = next(pending, None)
+    if first is None:
+        _say(f"all {len(found)} steps are finished; --fresh runs them again")
+    for number, words in chain([first] if first else [], pending):
+        _say(f"step {number} of {len(found)}: rlaif {shlex.join(words)}")
+        resumed = [*words, "--resume"] if words[0] == "train" and "--resume" not in words else words
+        if (status := _run(resumed)) not in {OK, SOME_FAILED}:
+            return status
+    return OK
+
+
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
     from data import tables
     from labeler.commands import execute, project
@@ -649,18 +685,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     gc.set_threshold(100_000, 50, 100)  # jobs and evaluations make millions of small objects and hardly a cycle
     try:
-        status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
-        if isinstance(status, Found):
-            status = _found(status, words)
-        if isinstance(status, Wanted):
-            status = _train(status)
+        status = _run(words)
         sys.stdout.flush()  # here, so that a reader who left early is met below and not at exit
     except CycloptsError:
         sys.exit(USAGE)
     except RlaifError as error:
         if debug:
             raise
-        sys.exit(_failed(str(error)))
+        sys.exit(_failed(str(error), USAGE if isinstance(error, UsageError) else FAILED))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
@@ -670,7 +702,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         sys.exit(_failed(f"unexpected {type(error).__name__}: {error} (run again with --debug to see where)"))
-    sys.exit(status if isinstance(status, int) else OK)
+    sys.exit(status)
+
+
+def _run(words: Sequence[str]) -> int:
+    """One command: what it is, and what becomes of what it found. Raises CycloptsError, RlaifError."""
+    status = app(words, exit_on_error=False, print_error=True, result_action="return_value")
+    if isinstance(status, Found):
+        return _found(status, words)
+    if isinstance(status, Wanted):
+        return _train(status)
+    return status if isinstance(status, int) else OK
 
 
 def _version() -> str:
@@ -680,9 +722,9 @@ def _version() -> str:
         return "not installed, run from its source"
 
 
-def _failed(message: str) -> int:
+def _failed(message: str, status: int = FAILED) -> int:
     _say(f"rlaif: {' '.join(message.split())}")
-    return FAILED
+    return status
 
 
 def _say(line: str) -> None:

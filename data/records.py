@@ -170,6 +170,19 @@ class Score(Record):
     truncated: bool = False
 
 
+class ModelReward(Record):
+    """What a trained reward model gives a response: a number without bounds, 0 for the mean of its reference set."""
+
+    id: str
+    reward: Annotated[float, Field(allow_inf_nan=False)]
+    model: str
+    digest: str
+    content: str = ""
+    tokens_in: int
+    seconds: float
+    truncated: bool = False
+
+
 class Ranking(Record):
     """Responses ordered best first, from all pairs: `p[i][j]` is the probability that i is better than j."""
 
@@ -200,7 +213,7 @@ class Failure(Record):
     attempts: int = 1
 
 
-Answer: TypeAlias = Label | Score | Ranking
+Answer: TypeAlias = Label | Score | ModelReward | Ranking
 
 
 def canonical(value: object) -> str:

@@ -15,13 +15,13 @@ from tqdm import tqdm
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Failure, Label, Ranking, Score
+from data.records import Answer, Failure
 from labeler import projection
 from labeler.here import Asker, Compile, Here, Job
 from labeler.job import Outcome, Progress, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.ladder import climb
-from labeler.opening import need, open_backend
+from labeler.opening import is_reward_model, need, open_backend
 from labeler.options import Running
 from labeler.projection import Counted, Counting, Projection
 from labeler.spending import Meter
@@ -73,15 +73,15 @@ class Finished:
 
 def execute(
     compile_task: Compile,
-    kind: type[Label] | type[Score] | type[Ranking],
+    kind: type[Answer],
     rows: Iterable[Row | Failure],
     job: Job,
     total: int | None,
 ) -> Finished:
     """Run a job to its end. Raises RlaifError; KeyboardInterrupt after everything answered is safe in the journal."""
     tables.check_writable(job.out, job.source)
-    task = load(job.task)
-    compile_task(task, _Unopened(), job.options)
+    if not is_reward_model(job.model):
+        compile_task(load(job.task), _Unopened(), job.options)
     rows = _started(rows)
     how = job.running
     asker = _asker(compile_task, job)
@@ -106,6 +106,11 @@ def execute(
 
 
 def _asker(compile_task: Compile, job: Job) -> Asker:
+    if is_reward_model(job.model):
+        need("train", "torch transformers", "reward models")
+        from labeler.reward_model import Rewarder
+
+        return Rewarder(job.model, dtype=job.running.dtype, device=job.running.device)
     if job.running.engine == "local":
         return Here(compile_task, job, _tell)
     need("ray", "ray", "--engine ray")

@@ -15,11 +15,11 @@ from typing import Any, Protocol, TypeAlias
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Label, Ranking, Response, Score
+from data.records import Answer, Comparison, Failure, Label, ModelReward, Ranking, Response, Score
 from labeler.journal import Journal
 
 Row: TypeAlias = Comparison | Response
-Result: TypeAlias = Label | Score | Ranking | Failure
+Result: TypeAlias = Answer | Failure
 Ask: TypeAlias = Callable[[Sequence[Any]], Awaitable[Sequence[Result]]]
 
 READ = 256
@@ -135,7 +135,7 @@ class _Window:
             self._free.release()
 
 
-def write(journal: Journal, out: Path, kind: type[Label] | type[Score] | type[Ranking]) -> None:
+def write(journal: Journal, out: Path, kind: type[Answer]) -> None:
     """Write what the journal has of this run's input: the answers to `out`, the failures beside it."""
     tables.write_json(out, journal.results(ok=True), SCHEMAS[kind]())
     if next(journal.results(ok=False), None) is not None:
@@ -231,6 +231,13 @@ def _score_schema() -> dict[str, Any]:
     return {"id": pl.String, **own, "rationale": pl.String, **_cost_schema()}
 
 
+def _model_reward_schema() -> dict[str, Any]:
+    import polars as pl
+
+    own = {"reward": pl.Float64, "model": pl.String, "digest": pl.String, "content": pl.String}
+    return {"id": pl.String, **own, "tokens_in": pl.Int64, "seconds": pl.Float64, "truncated": pl.Boolean}
+
+
 def _ranking_schema() -> dict[str, Any]:
     import polars as pl
 
@@ -250,5 +257,6 @@ def _cost_schema() -> dict[str, Any]:
 SCHEMAS: dict[type, Callable[[], dict[str, Any]]] = {
     Label: _label_schema,
     Score: _score_schema,
+    ModelReward: _model_reward_schema,
     Ranking: _ranking_schema,
 }

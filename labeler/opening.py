@@ -21,6 +21,7 @@ openai:NAME            OpenAI, with the key in OPENAI_API_KEY
 openai:NAME --base-url URL   any server that speaks its protocol: vLLM, SGLang, llama.cpp, LM Studio, ...
 anthropic:NAME         Anthropic, with the key in ANTHROPIC_API_KEY; no log-probabilities, so it votes
 litellm:PROVIDER/NAME  what else LiteLLM can reach (pip install 'rlaif-service[litellm]')
+reward:DIR             a reward model that `rlaif train reward` made (RUN/model), for score and serve
 fake:RULE              no model: first, second, longer, noise, uniform, nan; to try out what is around a model"""
 
 
@@ -44,6 +45,8 @@ def open_backend(
     """
     reach = reach or Reach()
     kind, _, rest = name.partition(":")
+    if is_reward_model(name):
+        raise BackendError(f"--model {name}: a reward model scores single responses: `rlaif score`, `rlaif serve`")
     if not rest:
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
     match kind:
@@ -97,6 +100,14 @@ def open_backend(
             return open_fake(rest)
         case _:
             raise BackendError(f"--model {name}: unknown kind {kind!r}; `rlaif models` lists what there is")
+
+
+REWARD = "reward:"
+"""Begins the name of a trained reward model, which scores and is asked no question: no backend."""
+
+
+def is_reward_model(name: str) -> bool:
+    return name.startswith(REWARD)
 
 
 KINDS = ("local", "vllm", "openai", "anthropic", "litellm", "fake")

@@ -21,7 +21,7 @@ def layers(model: Any) -> list[nn.Module]:
 
 
 def freeze(model: Any, lowest: int) -> None:
-    """The `lowest` layers and the embedding stay as they are; a head tied to the embedding with it. Raises ModelError."""
+    """The `lowest` layers and the embedding stay as they are, and a head tied to it too. Raises ModelError."""
     own = layers(model)
     if lowest >= len(own):
         raise ModelError(f"model.freeze {lowest}: the model has {len(own)} layers; leave at least one to train")
@@ -37,7 +37,7 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
         raise ModelError("model.lora needs peft: pip install 'rlaif-service[train]'") from None
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by it as it is
         lora_dropout=dropout,
         target_modules=list(targets) or "all-linear",
         task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,

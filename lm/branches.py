@@ -65,7 +65,11 @@ class Scores(nn.Module):
         model = bare(self.model)
         laid = tree.lay(found.pack, next(model.parameters()).device)
         ends = torch.tensor(found.ends, device=laid.input_ids.device)
-        return model.score(_hidden(model, laid)[ends]).float().sum(-1)  # of one label; FSDP warns of views
+        hidden = _hidden(model, laid)[ends]
+        # Differences of scores are small: the head is computed in the precision of its weights, whatever the layers'.
+        with torch.autocast(hidden.device.type, enabled=False):
+            scores = model.score(hidden.to(next(model.score.parameters()).dtype))
+        return scores.float().sum(-1)  # of one label; FSDP warns of views
 
 
 def totals(values: Tensor, lengths: Sequence[int]) -> Tensor:

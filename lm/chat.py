@@ -21,8 +21,8 @@ _MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around the contents of a conversation: `own` before each and before the answer, `end` after
-    the answer, up to the token that ends it.
+    """What a template writes around the contents of a conversation: `own` before each and before the answer, `end`
+    after the answer, up to the token that ends it.
     """
 
     own: tuple[Tokens, ...]
@@ -30,7 +30,7 @@ class Frame:
 
 
 class Encoder:
-    """Turns texts into tokens: a rater's question (`encode`), or a conversation and an answer to it (`prompt`, `answer`)."""
+    """Turns texts into tokens: a rater's question (`encode`), or a conversation (`prompt`) and its `answer`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -55,9 +55,9 @@ class Encoder:
         return head + self._text(system) + between + self._fresh(user) + before + self._text(answer)
 
     def prompt(self, turns: Sequence[tuple[str, str]], limit: int) -> Tokens:
-        """A conversation of (role, content) up to where the answer begins, in at most `limit` tokens: the oldest contents
-        are cut first, at their beginning; what the template writes stays. Raises ValueError where it does not fit, or
-        where the template refuses the order of turns.
+        """A conversation of (role, content) up to where the answer begins, in at most `limit` tokens: the oldest
+        contents are cut first, at their beginning; what the template writes stays. Raises ValueError where it does not
+        fit, or where the template refuses the order of turns.
         """
         frame = self._frame(tuple(role for role, _ in turns))
         contents = [self._fresh(content) for _, content in turns]

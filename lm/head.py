@@ -48,7 +48,8 @@ def token_log_probabilities(hidden: Tensor, head: torch.nn.Linear, tokens: Tenso
     """
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.weight.dtype
-    bias = None if head.bias is None else head.bias.to(dtype)
+    own: Any = head.bias
+    bias = None if own is None else own.to(dtype)
     with torch.autocast(kind, enabled=False):
         return _TokenLogProbabilities.apply(hidden.to(dtype), head.weight.to(dtype), bias, tokens)
 

@@ -48,13 +48,14 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
     return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
-def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> LanguageModel:
-    """A model in fp32, to be trained: with a reward head of one label where it is `scored`, new unless the folder has one.
+def load_trainable(name: str, *, cache: Path, device: str, scored: bool, dtype: str = "float32") -> LanguageModel:
+    """A model in fp32, to be trained; where it is `scored`, with a reward head, new unless the folder has one.
 
     Raises ModelError. A new head is drawn from torch's generator.
     """
     place = find(name, cache)
     where = _device(device)
+    kind = _dtype(dtype, where)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     try:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -64,22 +65,21 @@ def load_trainable(name: str, *, cache: Path, device: str, scored: bool) -> Lang
         progress.set_verbosity_error()  # a new head is what was asked for
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
         if scored:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=torch.float32)
+            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=kind)
             model.config.pad_token_id = _padding(model, tokenizer)
         else:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype=kind)
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    return LanguageModel(
-        model.to(where), tokenizer, _identity(name, place, model, torch.float32), _context(model, tokenizer)
-    )
+    return LanguageModel(model.to(where), tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
 def _padding(model: Any, tokenizer: Any) -> int:
     """A token that no answer ends with: transformers reads a score at the last token that is not this one."""
-    ends = {tokenizer.eos_token_id, getattr(model.config, "eos_token_id", None)}
+    own = getattr(model.config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
     candidates = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *tokenizer.all_special_ids]
-    return next((each for each in candidates if each is not None and each not in ends), 0)
+    return next(each for each in (*candidates, *range(len(ends) + 1)) if each is not None and each not in ends)
 
 
 def find(name: str, cache: Path) -> str | Path:

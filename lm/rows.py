@@ -29,8 +29,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Pack:
-    """One forward pass. `parents` says where the token before each one stands (-1 for a first one); `leaves` are segments
-    with nothing after them, seen by themselves alone; `ends[sequence]` is where the last token of that sequence stands.
+    """One forward pass. `parents` says where the token before each one stands (-1 for a first one); `leaves` are
+    segments with nothing after them, seen by themselves alone; `ends[sequence]` is where its last token stands.
     """
 
     tokens: list[int]
@@ -52,8 +52,8 @@ class Pack:
 
 @dataclass(frozen=True)
 class Branches:
-    """Answers to prompts in one pack. `places` and `tokens` are, answer by answer, where each token is foretold and which
-    it is; `lengths` how many tokens an answer has; `ends` where its last one stands.
+    """Answers to prompts in one pack. `places` and `tokens` are, answer by answer, where each token is foretold and
+    which it is; `lengths` how many tokens an answer has; `ends` where its last one stands.
     """
 
     pack: Pack

@@ -1,11 +1,11 @@
 """Attention over packs of rows that share prompts, with gradients: any model of transformers attends through it.
 
 Nothing of a model is written anew: transformers lets a model's attention be named, so its own forward, adapters,
-checkpointing and sharding work as they are, and only what a token may see is ours. On a CPU the products are written out,
-one span of queries at a time, and nothing of a score matrix is kept for the backward pass; elsewhere FlexAttention takes
-the same tree as a block mask.
+checkpointing and sharding work as they are, and only what a token may see is ours. On a CPU the products are written
+out, one span of queries at a time, and nothing of a score matrix is kept for the backward pass; elsewhere FlexAttention
+takes the same tree as a block mask.
 
-Shapes: N tokens of a pack, H query heads in G groups of R = H / G, D width of a head, n queries of a span, L its keys.
+Shapes: N tokens of a pack, H query heads in G groups of R = H / G, D width of a head; n queries, L keys of a span.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lm.errors import ModelError
-from lm.rows import Pack, Span, spans
+from lm.rows import Pack, Span, pack, spans
 
 NAME = "rlaif_tree"
 """What a model's config calls this attention."""
@@ -49,7 +49,11 @@ def lay(pack: Pack, device: torch.device) -> Laid:
 
 
 def use(model: Any) -> None:
-    """Make a model attend through trees: its forward then needs `tree`. Raises ModelError for one that cannot."""
+    """Make a model attend through trees: its forward then needs `tree`. Raises ModelError for one that cannot.
+
+    Some layers carry what came before in other ways than attention (recurrence, convolution, distances in the scores):
+    a few tokens told both ways show it, before a long run learns from wrong numbers.
+    """
     config = model.config
     if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
         raise ModelError(f"{config.model_type}: its sliding window is not supported in training; take another model")
@@ -58,18 +62,55 @@ def use(model: Any) -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, _attend)
+    if _used(model):
+        return
+    was = model.training
+    model.eval()
     try:
+        plain = [_states(model, [each])[each] for each in _PROBE]
         model.set_attn_implementation(NAME)
+        shared = _states(model, _PROBE)
     except Exception as error:  # transformers names what a model cannot do in many ways
         raise ModelError(f"{config.model_type}: cannot attend through trees: {error}") from error
+    model.train(was)
+    far = FAR if next(model.parameters()).dtype == torch.float32 else FAR_ROUNDED
+    for each, expected in zip(_PROBE, plain, strict=True):
+        if not float((shared[each] - expected).norm()) <= far * float(expected.norm()):
+            raise ModelError(
+                f"{config.model_type}: its layers do not keep texts with a common beginning apart, so it cannot be"
+                " trained here; take a model with attention in every layer"
+            )
+
+
+def _used(model: Any) -> bool:
+    return model.config._attn_implementation == NAME  # noqa: SLF001  transformers has no public name for it
+
+
+FAR, FAR_ROUNDED = 0.01, 0.4
+"""How far, of its length, a hidden state may move: rounding in bf16 moves one by up to a sixth, another text by all."""
+
+_PROBE = ((3, 4, 5, 6, 7, 8, 9), (3, 4, 5, 10, 9))
+"""Two sequences that begin alike."""
+
+
+@torch.no_grad()
+def _states(model: Any, sequences: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], Tensor]:
+    """The last hidden state of each sequence, plainly where the model does not attend through trees yet."""
+    device = next(model.parameters()).device
+    found = pack(sequences)
+    laid = lay(found, device)
+    ids = {"input_ids": laid.input_ids, "position_ids": laid.position_ids, "use_cache": False}
+    own = {"tree": laid.tree} if _used(model) else {}
+    hidden = model.base_model(**ids, **own).last_hidden_state[0].float()
+    return {each: hidden[found.ends[each]] for each in sequences}
 
 
 def _attend(
-    module: Any,
+    _module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Any,
+    _mask: Any,
     *,
     tree: Tree | None = None,
     **kwargs: Any,
@@ -77,6 +118,10 @@ def _attend(
     """What a layer of transformers calls: (1, H, N, D), (1, G, N, D) twice; returns (1, N, H, D)."""
     if tree is None:
         raise TypeError("this model attends through trees: call it with one (lm.tree.lay)")
+    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
+        raise ModelError(
+            "this model caps or windows its attention, which training does not support; take another model"
+        )
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions in fp32 widen them under autocast
     if tree.mask is None:
@@ -91,14 +136,16 @@ class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: Sequence[Span], scale: float) -> Tensor:
         """query (H, N, D), key and value (G, N, D) -> (H, N, D)."""
-        out, weights = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+        out = query.new_empty(*query.shape[:2], value.shape[-1])
+        weights = query.new_empty(query.shape[:2], dtype=torch.float32)
         for span in tree:
             q, own = _rows(query, span, len(key)), slice(span.start, span.end)
             scores = _scores(q, _keys(key, span), span, scale)
-            total = scores.logsumexp(-1, keepdim=True)
-            weights[:, own] = total.view(len(query), -1)
-            found = torch.bmm(scores.sub_(total).exp_().to(value.dtype), _keys(value, span))
+            highest = scores.amax(-1, keepdim=True)
+            total = scores.sub_(highest).exp_().sum(-1, keepdim=True)
+            found = torch.bmm(scores.to(value.dtype), _keys(value, span)).div_(total)
             out[:, own] = found.view(len(query), -1, found.shape[-1])
+            weights[:, own] = total.log_().add_(highest).view(len(query), -1)
         ctx.save_for_backward(query, key, value, out, weights)
         ctx.tree, ctx.scale = tree, scale
         return out

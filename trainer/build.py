@@ -1,4 +1,4 @@
-"""From a configuration to what is trained: the model with its head, adapters and frozen layers, and the algorithm on it."""
+"""From a configuration to what is trained: the model, its head, adapters and frozen layers, and the algorithm on it."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Built:
 
 
 def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
-    """Load the model as the run wants it, sharded unless it is for this process `alone`. Raises ModelError; the same seed
-    makes the same new head and adapters.
+    """Load the model as the run wants it, sharded unless it is for this process `alone`. Raises ModelError; the same
+    seed makes the same new head and adapters.
     """
     torch.manual_seed(config.run.seed)
     own = config.model

@@ -92,7 +92,7 @@ def _reading(place: Path) -> Generator[None]:
 def trained(module: nn.Module) -> dict[str, Tensor]:
     """The whole tensors of all parameters that are trained, by name, on the CPU."""
     names = {name for name, each in module.named_parameters() if each.requires_grad}
-    found = get_model_state_dict(module, options=_whole())
+    found: dict[str, Any] = get_model_state_dict(module, options=_whole())
     return {name: each.contiguous() for name, each in found.items() if name in names}
 
 

@@ -31,8 +31,9 @@ def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection)
 
 app = App(
     name="train",
-    help="Train a model on labels: sft, reward, dpo, cpl. A run is a TOML file of [model] [data] [optim] [algorithm] [run];\n"
-    "each field is also an option, --section.field VALUE, which wins.\n\nSeveral processes: torchrun --nproc-per-node N -m rlaif train ...",
+    help="Train a model on labels: sft, reward, dpo, cpl.\n\nA run is a TOML file of [model] [data] [optim] "
+    "[algorithm] [run]; each field is an option too, --section.field VALUE, which wins.\n\n"
+    "Several processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
     default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj
 )

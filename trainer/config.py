@@ -1,4 +1,4 @@
-"""What may be said about a run: the sections of its TOML file, and the command line's --section.field, as they stand here.
+"""What may be said about a run: the sections of its TOML file, and --section.field on the command line.
 
 Plain data without torch, so that `rlaif train --help` answers at once. What can be derived is not asked.
 """
@@ -168,13 +168,13 @@ class Dpo:
     """Direct preference optimisation on soft labels."""
 
     loss: Literal["sigmoid", "hinge", "robust", "ipo", "ipo-averaged", "simpo"] = "sigmoid"
-    """sigmoid is DPO. ipo sums log-probabilities, ipo-averaged takes their mean (the paper's results); simpo has no reference."""
+    """sigmoid is DPO; ipo sums log-probabilities, ipo-averaged takes their mean; simpo has no reference."""
     beta: float = 0.1
     """How far the policy may go from the reference: less goes further."""
     noise: float = 0.0
     """Chance that a label is wrong: smooths the labels of sigmoid (cDPO), makes robust unbiased."""
     gamma: float = 0.5
-    """simpo's margin, times beta."""
+    """simpo's margin, which beta does not scale."""
     hard: bool = False
     """Round labels to 0 or 1 first."""
     reference: str | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,10 @@ UNSEEN = frozenset({"update", "epoch", "lr", "seconds", "tokens"})
 
 def draw(folder: Path, lines: Sequence[dict[str, Any]]) -> bool:
     """Write curves.png: one panel a number, training and held-out rows in it. Says whether it could (needs altair)."""
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401  # what altair saves pictures with
-    except ModuleNotFoundError:
+    if find_spec("altair") is None or find_spec("vl_convert") is None:  # with which altair saves pictures
         return False
+    import altair as alt
+
     points = [point for line in lines for point in _points(line)]
     names = list(dict.fromkeys(point["name"] for point in points))
     panels = [_panel(alt, [point for point in points if point["name"] == name], name) for name in names]

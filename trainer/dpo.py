@@ -25,7 +25,7 @@ Reference = Callable[[Sequence[Row]], Tensor]
 
 @dataclass(frozen=True)
 class Objective:
-    """A loss of the difference of two log-ratios, whether those are means over tokens, and whether there is a reference."""
+    """A loss of the difference of two log-ratios; whether those are means over tokens, and relative to a reference."""
 
     hard: Hard
     averaged: bool = False

@@ -1,10 +1,11 @@
-"""What does a file teach? Comparisons with votes, labels or rankings become prompts whose responses are compared in pairs.
+"""What does a file teach? Comparisons with votes, labels or rankings become prompts with pairs of their responses.
 
 Pure data, no tokens: the texts as they stand, and for each pair how surely the first is the better one.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Example:
     @property
     def topic(self) -> str:
         """The same for all examples of one prompt: they are never on both sides of a split."""
-        return fingerprint(self.prompt if isinstance(self.prompt, str) else [each.content for each in self.prompt])
+        return fingerprint([self.prompt] if isinstance(self.prompt, str) else [each.content for each in self.prompt])
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Learned:
 
 
 def demonstrations(source: str, *, columns: str | None, limit: int | None, every: bool) -> Learned:
-    """Prompts with the responses to imitate: a file of responses, or of comparisons (the preferred one, or every one)."""
+    """Prompts with what to imitate: a file of responses, or of comparisons (the preferred one, or every one)."""
     found = Learned(rater="the responses in the file")
     try:
         opened = reading.open_comparisons(source, columns)
@@ -100,7 +101,7 @@ def preferences(
     rows = islice(reading.comparisons(source, columns), limit)
     for row in reading.merged_votes(_usable(rows, found)).values():
         answer = judged.get(row.id)
-        if labels is not None and (answer is None or answer.content not in {"", row.content}):
+        if labels is not None and not _about(answer, row):
             found.unusable["no label is about these texts"] += 1
             continue
         pairs = _of_votes(row) if answer is None else _of_answer(answer)
@@ -113,6 +114,12 @@ def preferences(
         wanted = "a column `margin`" if margins == "column" else "votes with a `strength`"
         raise TrainingError(f"{source}: algorithm.margins = {margins!r} needs {wanted}; no row has one")
     return _checked(found, source)
+
+
+def _about(answer: Label | Ranking | None, row: Comparison) -> bool:
+    if answer is None or answer.content not in {"", row.content}:
+        return False
+    return isinstance(answer, Label) or len(answer.order) == len(row.responses)
 
 
 def _usable(rows: Iterable[Comparison | Failure], found: Learned) -> Iterator[Comparison | Failure]:
@@ -214,7 +221,10 @@ def _with_margin(pair: Pair, row: Comparison, margins: Margins) -> Pair:
         return pair
     if margins == "column":
         value = row.meta.get("margin")
-        return Pair(pair.first, pair.second, pair.p, float(value) if isinstance(value, float | int) else 0.0)
+        margin = float(value) if isinstance(value, float | int) else 0.0
+        if not 0 <= margin < math.inf:
+            raise TrainingError(f"{row.id}: margin {margin:g}: expected at least 0, on the preferred response's side")
+        return Pair(pair.first, pair.second, pair.p, margin)
     table = MARGINS_SMALL if margins == "small" else MARGINS_LARGE
     told = [table[vote.strength] for vote in row.votes if vote.choice == pair.first and vote.strength is not None]
     return Pair(pair.first, pair.second, pair.p, sum(told) / len(told) if told else 0.0)

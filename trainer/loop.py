@@ -59,7 +59,7 @@ def fit(
     rate: Callable[[int], float],
     clip: float,
 ) -> Iterator[Update]:
-    """Take one step for each numbered batch and yield what happened. Raises TrainingError for a loss that is no number."""
+    """Take one step for each numbered batch and yield what happened. Raises TrainingError where a loss is no number."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     algorithm.module.train()
     for number, batch in batches:
@@ -143,7 +143,8 @@ def adamw(module: nn.Module, optim: Optim) -> torch.optim.AdamW:
 
 def _whole(norm: Tensor) -> Tensor:
     """The norm over all processes' parts."""
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    whole = getattr(norm, "full_tensor", None)
+    return norm if whole is None else whole()
 
 
 def _named(rows: Sequence[Row]) -> str:

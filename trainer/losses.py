@@ -64,7 +64,7 @@ def smoothed(p: Tensor, noise: float) -> Tensor:
 def bradley_terry(first: Tensor, second: Tensor, p: Tensor, margin: Tensor | float = 0.0) -> Tensor:
     """Cross-entropy between p and sigmoid(first - second - margin) of two scores.
 
-    Lee et al. 2023, section 2.2.1; the margin, at least 0 and on first's side, is Llama 2's (Touvron et al. 2023, eq. 2).
+    Lee et al. 2023, section 2.2.1; the margin, at least 0 and on first's side: Llama 2 (Touvron et al. 2023, eq. 2).
     The gradient in first is sigmoid(first - second - margin) - p.
     """
     return soft(logistic, first - second - margin, p)

@@ -56,9 +56,10 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) 
     """Shard each layer, then what is left, over all processes (FSDP2)."""
     if not dist.is_initialized():
         return
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = dist.init_device_mesh(device.type, (world(),))
+    mesh = init_device_mesh(device.type, (world(),))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)

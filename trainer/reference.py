@@ -34,7 +34,7 @@ def online(model: LogProbabilities, passes: Passes) -> Reference:
 def cached(
     model: LogProbabilities, rows: Sequence[Row], passes: Passes, place: Path, done: Callable[[int], object]
 ) -> Reference:
-    """A reference whose answers are known beforehand: those in the file at `place`, and the others, asked now and added.
+    """A reference whose answers are known beforehand: those in the file at `place`; others are asked now and added.
 
     `done` is called with a number of rows, after each pass.
     """

@@ -1,4 +1,4 @@
-"""A reward model: how good is a response? A scalar head, Bradley-Terry on soft labels, all of a prompt's pairs in one row."""
+"""A reward model: how good is a response? A scalar head, Bradley-Terry on soft labels, a prompt's pairs in one row."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -38,24 +39,29 @@ class Row:
 def encode(
     examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, unusable: Counter[str]
 ) -> list[Row]:
-    """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning; a row whose
-    answer leaves no room, or is longer than `response`, is counted as unusable.
+    """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning; a row
+    whose answer leaves no room, or is longer than `response`, is counted as unusable.
     """
     rows: list[Row] = []
     for example in examples:
-        turns = _turns(example.prompt)
-        roles = [role for role, _ in turns]
         try:
-            answers = tuple(encoder.answer(text, roles) for text in example.responses)
-            longest = max(map(len, answers))
-            if response is not None and longest > response:
-                raise ValueError(f"a response has more than {response} tokens (data.max_response)")
-            if longest >= most:
-                raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
-            rows.append(Row(example.id, encoder.prompt(turns, most - longest), answers, example.pairs))
+            rows.append(_row(example, encoder, most, response))
         except ValueError as error:
             unusable[str(error)] += 1
     return rows
+
+
+def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> Row:
+    """Raises ValueError where it does not fit."""
+    turns = _turns(example.prompt)
+    roles = [role for role, _ in turns]
+    answers = tuple(encoder.answer(text, roles) for text in example.responses)
+    longest = max(map(len, answers))
+    if response is not None and longest > response:
+        raise ValueError(f"a response has more than {response} tokens (data.max_response)")
+    if longest >= most:
+        raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
+    return Row(example.id, encoder.prompt(turns, most - longest), answers, example.pairs)
 
 
 def batch(rows: Sequence[Row], size: int, number: int, seed: int) -> list[Row]:
@@ -69,7 +75,7 @@ def batch(rows: Sequence[Row], size: int, number: int, seed: int) -> list[Row]:
 
 def updates(count: int, size: int, epochs: float) -> int:
     """How many updates see every row `epochs` times, the last one begun included."""
-    return max(1, -int(-count * epochs // size))
+    return max(1, math.ceil(round(count * epochs, 6) / size))  # 100 * 1.1 is a little more than 110
 
 
 def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row]]:

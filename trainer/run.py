@@ -255,9 +255,8 @@ def teach(config: Config, built: Built) -> Teaching:
     encoder = Encoder(built.loaded.tokenizer)
     most = min(config.data.max_tokens, built.loaded.context)
     unusable = read.unusable + (apart.unusable if apart is not None else type(read.unusable)())
-    rows: list[list[Row]] = []
-    for side in sides:
-        rows.append(encode(side, encoder, most=most, response=config.data.max_response, unusable=unusable))
+    longest = config.data.max_response
+    rows = [encode(side, encoder, most=most, response=longest, unusable=unusable) for side in sides]
     if not rows[0]:
         why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
         raise TrainingError(f"{config.data.train}: no row is left to train on: {why}")

@@ -38,7 +38,7 @@ def _tensorboard(out: Path) -> Log:
 
 def _wandb(project: str, out: Path) -> Log:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise TrainingError("run.wandb needs it: pip install wandb") from None
     run = wandb.init(project=project, name=out.name, dir=str(out), resume="allow")

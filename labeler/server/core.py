@@ -7,9 +7,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias
 
-from data.records import Comparison, Failure, Ranking, Response, Score, hashed
+from data.records import Comparison, Failure, ModelReward, Ranking, Response, Score, hashed
 from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
 from labeler.server.options import Policy, Shaping
@@ -21,6 +21,10 @@ many seconds: an old mean is no word about a policy that has moved on."""
 
 SHARE = 0.6
 """Of the patience that the first model has, where a second one is asked after it."""
+
+
+Scoring: TypeAlias = Grader[Response, Score] | Grader[Response, ModelReward]
+"""What a task on a model gives single responses, or a trained reward model."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,15 @@ class Reward:
     """`reward` in [-1, 1], shaped and mixed; `scores` of each task. `source` says where it comes from."""
 
     reward: float
-    scores: Mapping[str, Score]
+    scores: Mapping[str, Score | ModelReward]
     cached: bool = False
     source: Literal["model", "fallback", "group-mean"] = "model"
 
     @property
     def unit(self) -> float:
-        """In [0, 1], for those who filter by it."""
+        """In [0, 1], for those who filter by it. A reward model's is its chance against a response of reward 0."""
+        if any(isinstance(each, ModelReward) for each in self.scores.values()):
+            return 0.5 * (1 + math.tanh(self.reward / 2))
         return min(max((self.reward + 1) / 2, 0.0), 1.0)
 
 
@@ -73,16 +79,16 @@ class Core:
     same prompt, `fallback` another model's. Where neither has one, it is a failure still.
     """
 
-    graders: Mapping[str, Grader[Response, Score]]
+    graders: Mapping[str, Scoring]
     ranker: Grader[Comparison, Ranking] | None
-    fallback: Mapping[str, Grader[Response, Score]]
+    fallback: Mapping[str, Scoring]
     policy: Policy
     shaping: Shaping
     metrics: Metrics
     _means: dict[str, _Memory] = field(default_factory=dict[str, _Memory])
 
     @property
-    def every(self) -> list[Grader[Response, Score] | Grader[Comparison, Ranking]]:
+    def every(self) -> list[Scoring | Grader[Comparison, Ranking]]:
         ranker = [self.ranker] if self.ranker else []
         return [*self.graders.values(), *self.fallback.values(), *ranker]
 
@@ -124,21 +130,21 @@ class Core:
         return found
 
     async def _scored(
-        self, graders: Mapping[str, Grader[Response, Score]], row: Response, client: str, patience: float
+        self, graders: Mapping[str, Scoring], row: Response, client: str, patience: float
     ) -> Reward | Failure:
         if len(graders) == 1:
             ((name, grader),) = graders.items()
             answer, cached = await grader.grade(row, client, patience)
             return answer if isinstance(answer, Failure) else self._reward({name: answer}, row, cached=cached)
         answers = await asyncio.gather(*(grader.grade(row, client, patience) for grader in graders.values()))
-        scores: dict[str, Score] = {}
+        scores: dict[str, Score | ModelReward] = {}
         for name, (answer, _) in zip(graders, answers, strict=True):
             if isinstance(answer, Failure):
                 return answer
             scores[name] = answer
         return self._reward(scores, row, cached=all(cached for _, cached in answers))
 
-    def _reward(self, scores: Mapping[str, Score], row: Response, *, cached: bool) -> Reward | Failure:
+    def _reward(self, scores: Mapping[str, Score | ModelReward], row: Response, *, cached: bool) -> Reward | Failure:
         value = reward(scores, self.shaping)
         if not math.isfinite(value):
             return Failure(id=row.id, stage="serve", reason="nan", message="the reward is not a number")
@@ -164,10 +170,9 @@ class Core:
 
 
 def expected(found: Reward, temperature: float) -> float | None:
-    """The score of 1 to 10 behind a reward; None for several tasks, or a mean of others."""
-    if len(found.scores) != 1:
-        return None
-    return scored(next(iter(found.scores.values())), temperature)
+    """The score of 1 to 10 behind a reward; None for several tasks, a mean of others, or a reward model."""
+    scores = list(found.scores.values())
+    return scored(scores[0], temperature) if len(scores) == 1 and isinstance(scores[0], Score) else None
 
 
 def _group(item: Item) -> str:

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Ranking, Response, Score
+from data.records import Comparison, Failure, ModelReward, Ranking, Response, Score
 from labeler.server.queueing import FairQueue
 
 Row = TypeVar("Row", Response, Comparison)
-Good = TypeVar("Good", Score, Ranking)
+Good = TypeVar("Good", Score, ModelReward, Ranking)
 
 LOG = logging.getLogger("rlaif.server")
 
@@ -134,10 +134,10 @@ class Grader(Generic[Row, Good]):
     def _checked(self, row: Row, answer: Good | Failure) -> Good | Failure:
         if isinstance(answer, Failure):
             return answer
-        numbers = (answer.reward,) if isinstance(answer, Score) else answer.strengths
+        numbers = answer.strengths if isinstance(answer, Ranking) else (answer.reward,)
         if not all(map(math.isfinite, numbers)):
             return _failure(row, "nan", "the model gave no number")
-        if answer.mass < self.least_mass:
+        if not isinstance(answer, ModelReward) and answer.mass < self.least_mass:
             return _failure(row, "low_mass", f"the answers got {answer.mass:.2g} of the probability; --least-mass")
         return answer
 

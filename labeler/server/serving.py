@@ -19,7 +19,7 @@ from data.records import Failure, Response, Score, fingerprint
 from labeler.backend import Backend, Likelihoods, Text
 from labeler.journal import Journal
 from labeler.ladder import climb
-from labeler.opening import Reach, open_backend
+from labeler.opening import Reach, is_reward_model, need, open_backend
 from labeler.options import Options
 from labeler.ranking import Ranker
 from labeler.score import Scorer
@@ -62,11 +62,17 @@ def serve(
     _check(listening, token)
     _check_tasks(model, rewarding)
     with _socket(listening.host, listening.port) as taken:
-        backend = opened(model, listening.answer_within)
-        web = build(backend, model, listening, rewarding, token)
+        if is_reward_model(model.name):
+            need("train", "torch transformers", "reward models")
+            from labeler.server import rewarded
+
+            web = rewarded.build(model, listening, rewarding, token)
+        else:
+            web = build(opened(model, listening.answer_within), model, listening, rewarding, token)
         host, port = listening.host, taken.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
-        tell(f"{', '.join(model.tasks)} on {model.name}: http://{shown}:{port}/ (status), /v1/rewards, /ready")
+        what = ", ".join(model.tasks) or "rewards"
+        tell(f"{what} on {model.name}: http://{shown}:{port}/ (status), /v1/rewards, /ready")
         if listening.verbose:
             logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
             LOG.setLevel(logging.INFO)
@@ -219,6 +225,8 @@ def _check(listening: Listening, token: str | None) -> None:
 
 
 def _check_tasks(model: Model, rewarding: Rewarding) -> None:
+    if is_reward_model(model.name):
+        return
     count = len(model.tasks)
     if not count:
         raise RlaifError("--task: expected at least one")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from data.records import Score
+from data.records import ModelReward, Score
 from labeler.server.options import Shaping
 from prompts import answers
 
@@ -19,9 +19,13 @@ def scored(score: Score, temperature: float) -> float:
     return answers.expected_score([each / sum(warm) for each in warm])
 
 
-def reward(scores: Mapping[str, Score], shaping: Shaping) -> float:
-    """One number in [-1, 1] from each task's score, in the order of the tasks, or in the bounds of `clip`."""
-    rewards = [answers.reward(scored(each, shaping.temperature)) for each in scores.values()]
+def reward(scores: Mapping[str, Score | ModelReward], shaping: Shaping) -> float:
+    """One number in [-1, 1] from each task's score, in the order of the tasks, or in the bounds of `clip`. A reward
+    model's own number stays as it is."""
+    rewards = [
+        each.reward if isinstance(each, ModelReward) else answers.reward(scored(each, shaping.temperature))
+        for each in scores.values()
+    ]
     found = _safest(rewards, shaping.unsafe) if shaping.rule == "safety-first" else _sum(rewards, shaping.weights)
     return found if shaping.clip is None else min(max(found, shaping.clip[0]), shaping.clip[1])
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from labeler_support import Scripted, always_says, ask, comparison, fails, label, worth
 
 from data.errors import RlaifError
-from data.records import Comparison, Failure, Label, Message
+from data.records import MARGINS_SMALL, Comparison, Failure, Label, Message
 from labeler.backend import Choose
 from labeler.fake import RULES, FakeBackend, always, by
 from labeler.options import Options
-from labeler.preference import MARGINS, Labeler, strength
+from labeler.preference import Labeler, strength
 from prompts.task import TaskError, load
 
 QUICK = settings(deadline=None, max_examples=40)
@@ -193,7 +193,7 @@ def test_template_syntax_in_data_stays_text():
     ],
 )
 def test_strength_and_margin_follow_how_sure_a_label_is(p: float, grade: str, margin: float):
-    assert (strength(p), MARGINS[strength(p)]) == (grade, margin)
+    assert (strength(p), MARGINS_SMALL[strength(p)]) == (grade, margin)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from data.records import MAX_RESPONSES, MIN_RESPONSES, Comparison, Failure, Prompt, Ranking
+from data.records import MAX_RESPONSES, MIN_RESPONSES, Comparison, Failure, Prompt, Ranking, Score
 from labeler.server import texts
 from labeler.server.core import Item, Reward, expected
 from labeler.server.wire import Body, Endpoint, Serving, Turn, identity, item
@@ -145,7 +145,8 @@ def asked(prompt: str | list[Turn] | None) -> Prompt:
 
 def _reward(identity_: str | None, found: Reward | Failure, serving: Serving) -> dict[str, Any]:
     good = found if isinstance(found, Reward) else None
-    scores = list(good.scores.values()) if good else []
+    every = list(good.scores.values()) if good else []
+    scores = [each for each in every if isinstance(each, Score)]
     failed = found if isinstance(found, Failure) else None
     return {
         "id": identity_,
@@ -153,14 +154,14 @@ def _reward(identity_: str | None, found: Reward | Failure, serving: Serving) ->
         "reward": good and good.reward,
         "score": good and expected(good, serving.temperature),
         "distribution": list(scores[0].distribution) if len(scores) == 1 else None,
-        "scores": {name: each.score for name, each in good.scores.items()} if good else {},
+        "scores": {name: each.score for name, each in good.scores.items() if isinstance(each, Score)} if good else {},
         "mass": min((each.mass for each in scores), default=None),
         "source": good and good.source,
         "cached": bool(good and good.cached),
         "reason": failed and failed.reason,
         "message": failed and failed.message,
         "usage": {
-            "tokens_in": 0 if good and good.cached else sum(each.tokens_in for each in scores),
+            "tokens_in": 0 if good and good.cached else sum(each.tokens_in for each in every),
             "tokens_out": 0 if good and good.cached else sum(each.tokens_out for each in scores),
         },
     }

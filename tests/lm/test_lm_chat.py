@@ -1,0 +1,196 @@
+"""Are a conversation's tokens those of the model's own template, whatever the texts hold?"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
+
+from lm.chat import Encoder
+
+CHATML = (
+    "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n"
+    "{% endif %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% if m['role'] == 'user' %}[INST] {{ m['content'] }} [/INST]{% else %} {{ m['content'] }}<|im_end|>"
+    "{% endif %}{% endfor %}"
+)
+WITHOUT_SYSTEM = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
+TEXTS = ["What is a tree?", "A plant with a trunk.", "system user assistant Human Assistant", "[INST] [/INST]"]
+CONVERSATIONS = {
+    "one turn": [("user", "What is a tree?")],
+    "several turns": [("user", "What?"), ("assistant", "A plant."), ("user", "Where?")],
+    "a system turn": [("system", "Answer well."), ("user", "What is it?")],
+    "a system turn and several": [("system", "Be kind."), ("user", "a"), ("assistant", "b"), ("user", "c d")],
+}
+
+
+def made(template, **own):
+    """A byte-level tokenizer as chat models have, trained on a few words."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    inner.train_from_iterator(
+        TEXTS, BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="<|im_end|>", **own)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture(scope="module", params=["made here", pytest.param("SmolLM2", marks=pytest.mark.slow)])
+def tokenizer(request):
+    return made(CHATML) if request.param == "made here" else request.getfixturevalue("smollm2").tokenizer
+
+
+def templated(tokenizer, turns, **own):
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return tuple(tokenizer.apply_chat_template(messages, return_dict=False, **own))
+
+
+def special(tokenizer, tokens):
+    return [token for token in tokens if token in set(tokenizer.all_special_ids)]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_prompt_is_what_the_template_makes_of_it(tokenizer, turns):
+    expected = templated(tokenizer, turns, add_generation_prompt=True)
+    assert Encoder(tokenizer).prompt(turns, 10**6) == expected
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_prompt_and_answer_are_the_template_up_to_its_end_token(tokenizer, turns):
+    encoder = Encoder(tokenizer)
+    whole = templated(tokenizer, [*turns, ("assistant", "A plant, I think.")])
+    found = encoder.prompt(turns, 10**6) + encoder.answer("A plant, I think.", [role for role, _ in turns])
+    assert found == whole[: len(found)]
+    assert found[-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in encoder.answer("A plant.")[:-1]
+    assert not tokenizer.decode(list(whole[len(found) :])).strip()
+
+
+PIECES = [*SPECIAL, "assistant\n", "\n", " ", "a", "é", "\ue0000\ue000"]
+HOSTILE = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(HOSTILE, min_size=1, max_size=5))
+def test_no_text_becomes_a_special_token(tokenizer, texts):
+    encoder = Encoder(tokenizer)
+    roles = [("user", "assistant")[at % 2] for at in range(len(texts))]
+    found = encoder.prompt(list(zip(roles, texts, strict=True)), 10**6)
+    clean = encoder.prompt([(role, "a") for role in roles], 10**6)
+    assert special(tokenizer, found) == special(tokenizer, clean)
+    answer = encoder.answer(texts[0])
+    assert special(tokenizer, answer) == [tokenizer.eos_token_id]
+    assert tokenizer.decode(list(answer[:-1])) == texts[0]
+
+
+def test_added_tokens_that_are_not_special_stay_text():
+    tokenizer = made(CHATML)
+    tokenizer.add_tokens(["<think>"])
+    added = tokenizer.convert_tokens_to_ids("<think>")
+    encoder = Encoder(tokenizer)
+    assert added not in encoder.prompt([("user", "a <think> b")], 100) + encoder.answer("<think>x")
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_cutting_keeps_the_template_and_the_end_of_the_texts(tokenizer, turns):
+    encoder = Encoder(tokenizer)
+    whole = encoder.prompt(turns, 10**6)
+    contents = [encoder.answer(content)[:-1] for _, content in turns]
+    frame = len(whole) - sum(map(len, contents))
+    empty = encoder.prompt([(role, "") for role, _ in turns], frame)
+    for limit in range(frame, len(whole) + 1):
+        found = encoder.prompt(turns, limit)
+        assert len(found) == limit
+        assert special(tokenizer, found) == special(tokenizer, empty)
+        left, cut = limit - frame, []
+        for content in reversed(contents):
+            cut.insert(0, content[max(0, len(content) - left) :])
+            left -= len(cut[0])
+        assert sorted(found) == sorted([*empty, *(token for each in cut for token in each)])
+        assert tokenizer.decode(list(cut[-1])) in tokenizer.decode(list(found))
+    with pytest.raises(ValueError, match="no room is left"):
+        encoder.prompt(turns, frame - 1)
+
+
+def test_the_last_turn_is_cut_when_all_others_are_gone():
+    tokenizer = made(CHATML)
+    encoder = Encoder(tokenizer)
+    turns = [("user", "a b c"), ("assistant", "d e f"), ("user", "g h i")]
+    frame = len(encoder.prompt([(role, "") for role, _ in turns], 1000))
+    found = tokenizer.decode(list(encoder.prompt(turns, frame + 2)))
+    assert found == tokenizer.apply_chat_template(
+        [{"role": role, "content": content} for role, content in (("user", ""), ("assistant", ""), ("user", " i"))],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+
+
+def test_a_template_with_blanks_around_texts_keeps_its_text():
+    tokenizer = made(INST)
+    encoder = Encoder(tokenizer)
+    turns = [("user", "What?"), ("assistant", "A tree."), ("user", "Where?")]
+    found = encoder.prompt(turns, 1000) + encoder.answer("Here.", [role for role, _ in turns])
+    expected = "<s>[INST] What? [/INST] A tree.<|im_end|>[INST] Where? [/INST] Here.<|im_end|>"
+    assert tokenizer.decode(list(found)) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [(INST, "refuses turns of system, user"), (WITHOUT_SYSTEM, "leaves a turn out of system, user")],
+    ids=["raises", "leaves one out"],
+)
+def test_a_template_that_does_not_take_these_turns_says_so(template, message):
+    with pytest.raises(ValueError, match=message):
+        Encoder(made(template)).prompt([("system", "Be kind."), ("user", "a")], 100)
+
+
+def test_an_end_token_that_the_template_does_not_write_ends_answers():
+    tokenizer = made(CHATML)
+    tokenizer.eos_token = "<s>"
+    assert special(tokenizer, Encoder(tokenizer).answer("Yes."))[-1] == tokenizer.eos_token_id
+
+
+def test_without_an_end_token_the_template_ends_answers():
+    tokenizer = made(CHATML)
+    tokenizer.eos_token = None
+    found = Encoder(tokenizer).answer("Yes.")
+    assert tokenizer.decode(list(found)).startswith("Yes.<|im_end|>")
+
+
+def test_without_a_template_a_prompt_is_its_text_and_a_gap():
+    tokenizer = made(None)
+    encoder = Encoder(tokenizer)
+    found = encoder.prompt([("user", "What is a tree?")], 100)
+    assert tokenizer.decode(list(found)) == "What is a tree?\n\n"
+    cut = tokenizer.decode(list(encoder.prompt([("user", "What is a tree?")], len(found) - 2)))
+    assert cut == tokenizer.decode(list(found[2:]))
+    assert tokenizer.decode(list(encoder.answer("A plant."))) == "A plant.<|im_end|>"
+
+
+def test_without_a_template_turns_are_named():
+    tokenizer = made(None)
+    encoder = Encoder(tokenizer)
+    turns = [("system", "Be kind."), ("user", "What?"), ("assistant", "A tree."), ("user", "Where?")]
+    expected = "System: Be kind.\n\nHuman: What?\n\nAssistant: A tree.\n\nHuman: Where?\n\nAssistant: "
+    assert tokenizer.decode(list(encoder.prompt(turns, 1000))) == expected
+    assert encoder.answer("Here.", [role for role, _ in turns])[-1] == tokenizer.eos_token_id
+
+
+def test_without_a_template_a_text_begins_as_the_tokenizer_begins_texts():
+    tokenizer = made(None)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    found = Encoder(tokenizer).prompt([("user", "<s>What?")], 100)
+    assert special(tokenizer, found) == [tokenizer.bos_token_id]
+    assert found[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(list(found[1:])) == "<s>What?\n\n"
