@@ -66,8 +66,8 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) 
 
 
 def settle(module: nn.Module) -> None:
-    """After passes that no backward one follows, FSDP2 leaves the outermost parameters whole: neither an optimizer nor a
-    checkpoint may take those for the shards.
+    """After passes that no backward one follows, FSDP2 leaves the outermost parameters whole: neither an optimizer nor
+    a checkpoint may take those for the shards.
     """
     reshard = getattr(module, "reshard", None)
     if reshard is not None:
