@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, ArgumentCollection, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
 from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
 
@@ -23,10 +23,12 @@ def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection)
     if not Path(given).is_file():
         raise TrainingError(f"--config {given}: no such file")
     try:
-        tomllib.loads(Path(given).read_text("utf-8"))
+        found: dict[str, Any] = tomllib.loads(Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"--config {given}: not TOML: {error}") from None
-    Toml(given, use_commands_as_keys=False)(app, tuple(commands), arguments)
+    for command in reversed(commands):  # so that a section may be called as another command is: [run], `rlaif run`
+        found = {command: found}
+    Dict(found, source=given)(app, tuple(commands), arguments)
 
 
 app = App(
