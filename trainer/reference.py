@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def _read(place: Path) -> dict[str, list[float]]:
 
 def _write(place: Path, known: dict[str, list[float]]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_suffix(".new")
+    beside = place.with_suffix(f".{os.getpid()}")  # other runs may ask the same model now
     frame = pl.DataFrame(
         {"row": list(known), "values": list(known.values())}, schema={"row": pl.String, "values": pl.List(pl.Float32)}
     )
