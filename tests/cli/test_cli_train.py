@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,14 @@ def test_labels_of_two_jobs_do_not_mix(cli, words, lines):
     complaint = cli("train", "reward", *asked, "mixed.jsonl").complaint
     assert "mixed.jsonl: holds labels of 2 jobs that do not mix: job 0 (helpfulness by fake:noise); job 1" in complaint
     assert cli("train", "reward", *asked, "labels.jsonl", "--json").json["rows"] == 5
+
+
+def test_a_models_path_may_be_long(cli, words, tiny, tmp_path):
+    """What the reference said is kept in a file that has the model's name."""
+    deep = shutil.copytree(tiny, tmp_path.joinpath(*["a folder with a name of some length"] * 7))
+    said = cli("train", "dpo", *words[:2], *words[4:], "--model.name", deep)
+    assert (said.status, said.err) == (0, "")
+    assert [each.suffix for each in (tmp_path / "cache/rlaif/reference").iterdir()] == [".parquet"]
 
 
 def test_without_torch_it_says_what_to_install(cli, words, monkeypatch):

@@ -168,6 +168,12 @@ def test_nothing_in_a_checkpoint_can_run(whole):
                 assert load_file(file)
 
 
+def test_a_run_that_has_ended_ends_again(tmp_path, tiny, votes, whole):
+    shutil.copytree(whole("reward") / "run", tmp_path / "run")
+    assert ran([*words(RUNS["reward"], tiny, votes), "--resume"], tmp_path)["updates"] == 12
+    assert_same(whole("reward") / "run", tmp_path / "run")
+
+
 def complaint(asked: Sequence[object], folder: Path) -> str:
     return ended(forked(asked, folder), folder).complaint
 
