@@ -41,7 +41,7 @@ test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py
 
 test-kills: $(STAMP)
-	$(BIN)/python -m pytest -m kills tests/cli
+	$(BIN)/python -m pytest -m kills tests/cli tests/trainer
 
 # Debian's own browser is installed where there is none and we may; else the tests are skipped.
 test-browser: $(STAMP)

@@ -116,7 +116,8 @@ def _reference(
         model, identity = policy, built.loaded.identity
     with without_adapters(built.loaded.model):
         if chosen.cached:
-            place = cache / "reference" / f"{identity.replace('/', '-').replace(':', '-')}-{kind}.parquet"
+            name = identity.replace("/", "-").replace(":", "-")[-120:]  # its end tells the weights; paths may be long
+            place = cache / "reference" / f"{name}-{kind}.parquet"
             return reference.cached(model, rows, built.passes, place, done)
     if chosen.reference is None and config.model.lora:
         return _unadapted(built, policy)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App, ArgumentCollection, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 
 from data.errors import UsageError
 from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
@@ -24,10 +24,10 @@ def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection
     if not Path(given).is_file():
         raise TrainingError(f"--config {given}: no such file")
     try:
-        tomllib.loads(Path(given).read_text("utf-8"))
+        found: dict[str, Any] = tomllib.loads(Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"--config {given}: not TOML: {error}") from None
-    Toml(given)(app, (), arguments)  # its sections are ours: none is the name of a command
+    Dict(found, source=given)(app, (), arguments)  # its sections are ours: none is the name of a command
 
 
 app = App(
@@ -36,6 +36,7 @@ app = App(
     "[algorithm] [run]; each field is an option too, --section.field VALUE, which wins.\n\n"
     "Several processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
+    default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj
 )
 
 

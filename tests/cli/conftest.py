@@ -97,3 +97,13 @@ def file(lines: Callable[..., Path]) -> Path:
         {"id": f"row {n}", "prompt": f"Question {n}?", "responses": ["x" * n, "yyy"], "votes": [{"choice": n % 2}]}
         for n in range(1, 6)
     )
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> str:
+    """A path on which `import torch` and `import transformers` fail."""
+    for name in ("torch", "transformers"):
+        folder = tmp_path / "broken" / name
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise ImportError('there is no torch here')\n")
+    return f"{tmp_path / 'broken'}:{PROJECT}"

@@ -20,16 +20,6 @@ print(sorted(heavy.intersection(sys.modules)))
 """
 
 
-@pytest.fixture
-def without_torch(tmp_path: Path) -> str:
-    """A path on which `import torch` and `import transformers` fail."""
-    for name in ("torch", "transformers"):
-        folder = tmp_path / "broken" / name
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").write_text("raise ImportError('there is no torch here')\n")
-    return f"{tmp_path / 'broken'}:{Path(__file__).parents[2]}"
-
-
 def test_importing_everything_but_the_local_backend_imports_nothing_heavy(process):
     said = process("-c", IMPORTS)
     assert (said.status, said.out, said.err) == (0, "[]\n", "")
