@@ -125,11 +125,16 @@ def _attend(
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions in fp32 widen them under autocast
     if tree.mask is None:
-        with torch.autocast("cpu", enabled=False):  # which would round scores
-            found = _Products.apply(query[0], key[0], value[0], tree.spans, scale)
-        return found.transpose(0, 1).unsqueeze(0), None
+        return _products(query[0], key[0], value[0], tree.spans, scale).transpose(0, 1).unsqueeze(0), None
     out = _flex()(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2), None
+
+
+# A compiled graph would be of one tree alone, and takes minutes to make.
+@torch.compiler.disable()  # pyright: ignore[reportUntypedFunctionDecorator]
+def _products(query: Tensor, key: Tensor, value: Tensor, tree: Sequence[Span], scale: float) -> Tensor:
+    with torch.autocast("cpu", enabled=False):  # which would round scores
+        return _Products.apply(query, key, value, tree, scale)
 
 
 class _Products(torch.autograd.Function):

@@ -331,7 +331,7 @@ def test_asking_the_reference_leaves_its_mode_and_gradients(learners, tmp_path):
 @pytest.fixture
 def adapted(language):
     torch.manual_seed(0)
-    own = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": (), "scored": False}
+    own = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": (), "lowest": 0, "scored": False}
     return LogProbabilities(adapt.with_lora(copy.deepcopy(language), **own))
 
 
@@ -369,7 +369,7 @@ def test_the_reference_stays_where_it_was_while_adapters_learn(adapted):
 
 
 def test_adapters_on_a_reward_model_train_its_head_too(scorer):
-    own = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "scored": True}
+    own = {"rank": 4, "alpha": 8.0, "dropout": 0.0, "targets": ("q_proj", "v_proj"), "lowest": 0, "scored": True}
     module = Scores(adapt.with_lora(copy.deepcopy(scorer), **own))
     head = module.model.score
     before = {name: each.detach().clone() for name, each in module.named_parameters()}

@@ -119,19 +119,19 @@ class Letters:
 
 
 def encoded(*examples, most=20, response=None):
-    unusable = Counter()
-    return encode(examples, Letters(), most=most, response=response, unusable=unusable), unusable
+    failures = []
+    return encode(examples, Letters(), most=most, response=response, failures=failures), failures
 
 
 PAIRS = (Pair(0, 1),)
 
 
 def test_only_prompts_are_cut_and_by_the_longest_answer():
-    [row], unusable = encoded(Example("a", "p" * 40, ("short", "a longer one"), PAIRS))
+    [row], failures = encoded(Example("a", "p" * 40, ("short", "a longer one"), PAIRS))
     assert row.answers == ((*map(ord, "short"), 1), (*map(ord, "a longer one"), 1))
     assert len(row.prompt) + len(row.answers[1]) == 20
     assert row.prompt[-1] == 9
-    assert (row.id, row.pairs, unusable) == ("a", PAIRS, Counter())
+    assert (row.id, row.pairs, failures) == ("a", PAIRS, [])
 
 
 def test_a_prompt_that_fits_is_whole():
@@ -148,10 +148,10 @@ def test_a_prompt_that_fits_is_whole():
     ],
     ids=["no room", "no room for the template", "too long"],
 )
-def test_a_response_that_does_not_fit_is_counted_and_left_out(text, limits, reason):
-    rows, unusable = encoded(Example("a", "p", ("r", text), PAIRS), Example("b", "p", ("r",), PAIRS), **limits)
+def test_a_response_that_does_not_fit_is_a_failure_and_left_out(text, limits, reason):
+    rows, failures = encoded(Example("a", "p", ("r", text), PAIRS), Example("b", "p", ("r",), PAIRS), **limits)
     assert ids(rows) == ["b"]
-    assert unusable == {reason: 1}
+    assert [(each.id, each.message) for each in failures] == [("a", reason)]
 
 
 def test_keys_tell_rows_apart_by_what_is_asked_alone():
@@ -221,10 +221,11 @@ def test_a_file_that_teaches_nothing_says_why(file):
         learned(file(comparison("x", "tie"), comparison("y")))
 
 
-def test_broken_rows_are_counted_with_their_place(file):
+def test_broken_rows_are_failures_with_their_place(file):
     found = learned(file(comparison("x", 0), {"id": "y", "prompt": "p", "responses": ["only one"]}))
     assert list(pairs_of(found)) == ["x"]
-    assert [reason for reason in found.unusable if reason.startswith("rows.jsonl:2:")]
+    (failure,) = found.failures
+    assert failure.message.startswith("rows.jsonl:2:")
 
 
 def test_votes_for_one_of_several_rank_it_above_the_others(file):
@@ -371,24 +372,38 @@ def test_margins_that_no_row_has_are_an_error(file, margins, wanted):
 
 
 def test_of_comparisons_the_preferred_response_is_imitated(file):
-    found = demonstrations(file(comparison("x", 1), comparison("y", 0)), columns=None, limit=None, every=False)
+    found = demonstrations(file(comparison("x", 1), comparison("y", 0)), None, columns=None, limit=None, every=False)
     assert [(each.id, each.responses, each.pairs) for each in found.examples] == [("x", ("b",), ()), ("y", ("a",), ())]
 
 
 def test_of_several_responses_the_one_that_wins_most_is_imitated(file):
     row = comparison("x", 2, 2, 0, responses=("a", "b", "c"))
-    [found] = demonstrations(file(row), columns=None, limit=None, every=False).examples
+    [found] = demonstrations(file(row), None, columns=None, limit=None, every=False).examples
     assert found.responses == ("c",)
 
 
 def test_or_every_response_is(file):
-    found = demonstrations(file(comparison("x", 1)), columns=None, limit=None, every=True)
+    found = demonstrations(file(comparison("x", 1)), None, columns=None, limit=None, every=True)
     assert [each.responses for each in found.examples] == [("a",), ("b",)]
+
+
+def test_the_response_that_labels_prefer_is_imitated(file):
+    source, labels = file(comparison("x", 1), comparison("y", 0)), file(label("x", 0.9), name="labels.jsonl")
+    found = demonstrations(source, labels, columns=None, limit=None, every=False)
+    assert [(each.id, each.responses) for each in found.examples] == [("x", ("a",))]
+    assert found.rater == "helpfulness by m (d1)"
+
+
+def test_labels_of_responses_that_are_all_imitated_are_refused(file):
+    with pytest.raises(TrainingError, match="every response is imitated"):
+        demonstrations(
+            file(comparison("x", 1)), file(label("x", 0.9), name="l.jsonl"), columns=None, limit=None, every=True
+        )
 
 
 def test_a_file_of_responses_is_imitated(file):
     rows = [{"prompt": f"p{at}", "completion": f"r{at}"} for at in range(3)]
-    found = demonstrations(file(*rows), columns=None, limit=2, every=False)
+    found = demonstrations(file(*rows), None, columns=None, limit=2, every=False)
     assert [(each.prompt, each.responses) for each in found.examples] == [("p0", ("r0",)), ("p1", ("r1",))]
 
 
