@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Group, Parameter
 
 import data
-from data.errors import RlaifError
+from data.errors import RlaifError, UsageError
 from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
@@ -68,10 +68,6 @@ _REMOTE = Group("A model behind a server", sort_key=3)
 Task = Annotated[str, Parameter(help="A task's name (`rlaif tasks`), NAME:PREAMBLE, or the path of your own .toml.")]
 Model = Annotated[str, Parameter(help="local:smollm2, local:DIR-or-hub-id, openai:NAME, fake:RULE (`rlaif models`).")]
 Out = Annotated[Path, Parameter(help="What to write: .parquet or .jsonl. OUT.journal beside it keeps the job.")]
-
-
-class UsageError(RlaifError):
-    """What was typed lacks something that it needs."""
 
 
 @Parameter(name="*")
@@ -534,21 +530,27 @@ def run(recipe: Path, /, *, fresh: bool = False) -> int:
     recipe
         TOML: [[step]] tables, each with run = "label FILE --task ...", "train reward --config ...", ...
     fresh
-        Run steps again that are finished.
+        Begin with the first step: each goes on where it was, so what a step made has to be removed to be made anew.
     """
     from data import recipes
 
     found = recipes.steps(recipe)
+    for number, words in enumerate(found, 1):
+        if words[0] not in app:
+            raise RlaifError(f"{recipe}: step {number}: rlaif has no command {words[0]!r}")
+    worst = OK
     pending = recipes.Done(recipe, fresh=fresh).pending(found)
     first = next(pending, None)
     if first is None:
         _say(f"all {len(found)} steps are finished; --fresh runs them again")
     for number, words in chain([first] if first else [], pending):
         _say(f"step {number} of {len(found)}: rlaif {shlex.join(words)}")
-        resumed = [*words, "--resume"] if words[0] == "train" and "--resume" not in words else words
-        if (status := _run(resumed)) not in {OK, SOME_FAILED}:
+        goes_on = words[0] == "train" and "--resume" not in words
+        status = _run([*words, "--resume"] if goes_on else words)
+        if status not in {OK, SOME_FAILED}:
             return status
-    return OK
+        worst = max(worst, status)
+    return worst
 
 
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
@@ -750,7 +752,9 @@ def _train(wanted: Wanted) -> int:
         _print_json(result.json())
     else:
         print(_visible("\n".join([*result.lines(), f"the model: {result.out / 'model'}"])))
-    return OK
+    if result.failed:
+        _say(f"{result.failed} rows failed; see {result.out / 'failures.jsonl'}")
+    return SOME_FAILED if result.failed else OK
 
 
 def _visible(text: str) -> str:

@@ -100,7 +100,9 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
     kind, device = job["kind"], "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
-    loaded = load_trainable(job["folder"], cache=CACHE, device=device, scored=kind == "reward")
+    loaded = load_trainable(
+        job["folder"], cache=CACHE, device=device, head="new-score" if kind == "reward" else "language"
+    )
     module = Scores(loaded.model) if kind == "reward" else LogProbabilities(loaded.model)
     passes = Passes(torch.device(device), job["tokens"], bfloat16=job["dtype"] == "bfloat16")
     sides = ("chosen_ids",) if kind == "sft" else ("chosen_ids", "rejected_ids")
@@ -116,7 +118,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
                 known = reference.cached(module, rows, passes, Path(folder) / "known.parquet", lambda _: None)
             precompute = time.perf_counter() - started
         else:
-            other = load_trainable(job["folder"], cache=CACHE, device=device, scored=False).model
+            other = load_trainable(job["folder"], cache=CACHE, device=device, head="language").model
             known = reference.online(LogProbabilities(other.requires_grad_(requires_grad=False)), passes)
         aim = dpo(module, known, Dpo(beta=0.1))
     else:
@@ -150,7 +152,7 @@ def kwise(folder: str) -> float:
     from trainer.rows import Row
 
     torch.manual_seed(0)
-    loaded = load_trainable(folder, cache=CACHE, device="cpu", scored=True)
+    loaded = load_trainable(folder, cache=CACHE, device="cpu", head="new-score")
     aim = reward(Scores(loaded.model), Reward())
     first, second = pairs(2)
     answers = tuple(tuple(row[side]) for row in (first, second) for side in ("chosen_ids", "rejected_ids"))

@@ -5,6 +5,10 @@ class RlaifError(Exception):
     """Root of all errors that the command line prints as one line and answers with exit status 1."""
 
 
+class UsageError(RlaifError):
+    """What was typed lacks something that it needs: exit status 2."""
+
+
 class FileError(RlaifError):
     """A file cannot be read or written as a whole: missing, empty, wrong format, disk full."""
 

@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Answer, Failure
+from data.records import Answer, Failure, ModelReward
 from labeler import projection
 from labeler.here import Asker, Compile, Here, Job
 from labeler.job import Outcome, Progress, Row, failures_path, journal_path, run, write
 from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import is_reward_model, need, open_backend
-from labeler.options import Running
+from labeler.options import Options, Running
 from labeler.projection import Counted, Counting, Projection
 from labeler.spending import Meter
 from prompts.task import load
@@ -82,6 +82,8 @@ def execute(
     tables.check_writable(job.out, job.source)
     if not is_reward_model(job.model):
         compile_task(load(job.task), _Unopened(), job.options)
+    elif kind is not ModelReward or job.task or job.options != Options():
+        raise RlaifError(f"--model {job.model}: a reward model scores single responses, without a task or its options")
     rows = _started(rows)
     how = job.running
     asker = _asker(compile_task, job)

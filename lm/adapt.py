@@ -29,8 +29,13 @@ def freeze(model: Any, lowest: int) -> None:
         module.requires_grad_(requires_grad=False)
 
 
-def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], scored: bool) -> Any:
-    """LoRA adapters (Hu et al. 2021) on the named linear layers, or on all but the head. Raises ModelError."""
+def with_lora(
+    model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], lowest: int, scored: bool
+) -> Any:
+    """LoRA adapters (Hu et al. 2021) on the named linear layers, or on all but the head, above the `lowest` layers.
+
+    Raises ModelError.
+    """
     try:
         from peft import LoraConfig, TaskType, get_peft_model
     except ModuleNotFoundError:
@@ -40,6 +45,7 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by it as it is
         lora_dropout=dropout,
         target_modules=list(targets) or "all-linear",
+        layers_to_transform=list(range(lowest, len(layers(model)))) if lowest else None,
         task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,
     )
     try:
@@ -47,8 +53,12 @@ def with_lora(model: Any, *, rank: int, alpha: float, dropout: float, targets: S
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
             return get_peft_model(model, config)
     except ValueError as error:
-        kinds = sorted({name.rpartition(".")[2] for name, each in model.named_modules() if isinstance(each, nn.Linear)})
-        raise ModelError(f"model.lora_targets {' '.join(targets)}: {error}; it has {', '.join(kinds)}") from error
+        linear = [name for name, each in model.base_model.named_modules() if isinstance(each, nn.Linear)]
+        kinds = sorted({name.rpartition(".")[2] for name in linear})
+        raise ModelError(
+            f"model.lora_targets {' '.join(targets)}: no linear layer of the model has such a name; it has"
+            f" {', '.join(kinds)}"
+        ) from error
 
 
 def merged(model: Any) -> Any:

@@ -45,6 +45,11 @@ class Encoder:
         if self._start and self._start[0] != tokenizer.bos_token_id:
             self._start = ()
 
+    @property
+    def templated(self) -> bool:
+        """Whether the model has a chat template."""
+        return self._pieces is not None
+
     def encode(self, system: str, user: str, answer: str) -> Tokens:
         """The whole prompt, ready for the model to continue `answer`."""
         if self._pieces is None:

@@ -6,7 +6,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -48,15 +48,20 @@ def load(name: str, *, cache: Path, dtype: str = "auto", device: str = "auto") -
     return LanguageModel(model, tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 
-def load_trainable(name: str, *, cache: Path, device: str, scored: bool, dtype: str = "float32") -> LanguageModel:
-    """A model in fp32, to be trained; where it is `scored`, with a reward head, new unless the folder has one.
+Head = Literal["language", "new-score", "score"]
+"""What a model ends in: the vocabulary; one number, drawn anew where the folder has none; one number that is there."""
 
-    Raises ModelError. A new head is drawn from torch's generator.
+
+def load_trainable(name: str, *, cache: Path, device: str, head: Head, dtype: str = "float32") -> LanguageModel:
+    """A model to be trained, or to be asked as training asks. Raises ModelError, also where a folder lacks weights.
+
+    A new head is drawn from torch's generator.
     """
     place = find(name, cache)
     where = _device(device)
     kind = _dtype(dtype, where)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    how = {"dtype": kind, "output_loading_info": True}
     try:
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
         from transformers.utils import logging as progress
@@ -64,13 +69,18 @@ def load_trainable(name: str, *, cache: Path, device: str, scored: bool, dtype: 
         progress.disable_progress_bar()
         progress.set_verbosity_error()  # a new head is what was asked for
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
-        if scored:
-            model: Any = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, dtype=kind)
-            model.config.pad_token_id = _padding(model, tokenizer)
+        if head == "language":
+            loaded: Any = AutoModelForCausalLM.from_pretrained(place, **how)
         else:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype=kind)
+            loaded = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, **how)
+            loaded[0].config.pad_token_id = _padding(loaded[0], tokenizer)
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+    model, found = loaded
+    allowed = {"score.weight"} if head == "new-score" else set[str]()
+    if missing := sorted(set(found["missing_keys"]) - allowed):
+        what = "no reward model: `rlaif train reward` makes one" if head == "score" else "not of this kind of model"
+        raise ModelError(f"{name}: {what}; its files lack {', '.join(missing[:3])}")
     return LanguageModel(model.to(where), tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
 
 

@@ -44,9 +44,7 @@ class RewardModel:
             raise ModelError(f"reward:{folder}: no such model folder; `rlaif train reward` writes one (RUN/model)")
         # In bf16 a score depends on its neighbours in a pass by a tenth of its size: that has to be asked for.
         kind = "float32" if dtype == "auto" else dtype
-        loaded = load_trainable(folder, cache=Path(), device=device, scored=True, dtype=kind)
-        if getattr(loaded.model.config, "num_labels", 0) != 1:
-            raise ModelError(f"reward:{folder}: expected a model with one label")
+        loaded = load_trainable(folder, cache=Path(), device=device, head="score", dtype=kind)
         self.identity = loaded.identity.replace("local:", "reward:", 1)
         loaded.model.score.float()
         self._scores, self._encoder = Scores(loaded.model).eval(), Encoder(loaded.tokenizer)

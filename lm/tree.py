@@ -118,14 +118,16 @@ def _attend(
     """What a layer of transformers calls: (1, H, N, D), (1, G, N, D) twice; returns (1, N, H, D)."""
     if tree is None:
         raise TypeError("this model attends through trees: call it with one (lm.tree.lay)")
-    if any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
+    if kwargs.get("dropout") or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "sliding_window")):
         raise ModelError(
-            "this model caps or windows its attention, which training does not support; take another model"
+            "this model caps, windows or drops out its attention, which training does not support; take another model"
         )
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     query, key = query.to(value.dtype), key.to(value.dtype)  # rotary positions in fp32 widen them under autocast
     if tree.mask is None:
-        return _Products.apply(query[0], key[0], value[0], tree.spans, scale).transpose(0, 1).unsqueeze(0), None
+        with torch.autocast("cpu", enabled=False):  # which would round scores
+            found = _Products.apply(query[0], key[0], value[0], tree.spans, scale)
+        return found.transpose(0, 1).unsqueeze(0), None
     out = _flex()(query, key, value, block_mask=tree.mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1])
     return out.transpose(1, 2), None
 
@@ -223,4 +225,4 @@ def block_mask(tree: Sequence[Span], device: torch.device) -> Any:
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < last[key])
 
-    return create_block_mask(sees, None, None, count, count, device=str(device))
+    return create_block_mask(sees, None, None, count, count, device=str(device), _compile=device.type == "cuda")

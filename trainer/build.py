@@ -12,7 +12,7 @@ import torch
 
 from lm import adapt
 from lm.branches import LogProbabilities, Scores, bare, without_adapters
-from lm.load import LanguageModel, load_trainable
+from lm.load import Head, LanguageModel, load_trainable
 from trainer import parallel, reference
 from trainer.config import Config, Cpl, Dpo, Reward, Sft, TrainingError
 from trainer.cpl import cpl
@@ -42,15 +42,22 @@ def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
     torch.manual_seed(config.run.seed)
     own = config.model
     scored = isinstance(config.algorithm, Reward)
-    loaded = load_trainable(own.name, cache=cache, device=own.device, scored=scored)
-    device = loaded.model.device if alone else parallel.begin(loaded.model.device)
+    device = torch.device("cpu") if alone else parallel.begin(own.device)
+    head: Head = "new-score" if scored else "language"
+    loaded = load_trainable(own.name, cache=cache, device="cpu" if parallel.world() > 1 else str(device), head=head)
     model: Any = loaded.model.to(device)
     if own.freeze:
         adapt.freeze(model, own.freeze)
     if own.lora:
         alpha = 2.0 * own.lora if own.lora_alpha is None else own.lora_alpha
         model = adapt.with_lora(
-            model, rank=own.lora, alpha=alpha, dropout=own.lora_dropout, targets=own.lora_targets, scored=scored
+            model,
+            rank=own.lora,
+            alpha=alpha,
+            dropout=own.lora_dropout,
+            targets=own.lora_targets,
+            lowest=own.freeze,
+            scored=scored,
         )
     if own.checkpointing:
         inner = bare(model)  # older releases of transformers know the older name alone
@@ -100,7 +107,7 @@ def _reference(
         return None
     kind = "bf16" if built.passes.bfloat16 else "fp32"
     if chosen.reference is not None:
-        other = load_trainable(chosen.reference, cache=cache, device=config.model.device, scored=False)
+        other = load_trainable(chosen.reference, cache=cache, device=config.model.device, head="language")
         model, identity = (
             LogProbabilities(other.model.to(built.passes.device).requires_grad_(requires_grad=False)),
             other.identity,

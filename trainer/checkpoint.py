@@ -40,6 +40,7 @@ def save(
     target = folder / f"{number:08d}"
     weights = trained(module)
     states = get_optimizer_state_dict(module, optimizer, options=_whole())
+    numbers = _random()
     if parallel.first():  # the others were given nothing
         moments, rest = _flat(states)
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,7 @@ def save(
         beside.mkdir()
         save_file(weights, beside / WEIGHTS)
         save_file(moments, beside / OPTIMIZER)
-        save_file(_random(), beside / RANDOM)
+        save_file(numbers, beside / RANDOM)
         (beside / STATE).write_text(json.dumps({**state, "update": number, "optimizer": rest}), "utf-8")
         for file in beside.iterdir():
             _sync(file)
@@ -67,7 +68,7 @@ def load(place: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> di
         moments = {**load_file(place / OPTIMIZER)}
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=parallel.world() > 1)
         set_optimizer_state_dict(module, optimizer, _deep(moments, state.pop("optimizer")), options=options)
-        _set_random(load_file(place / RANDOM))
+        _set_random(load_file(place / RANDOM), state["update"])
         return state
 
 
@@ -135,16 +136,22 @@ def _deep(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, A
 
 
 def _random() -> dict[str, Tensor]:
-    found = {"cpu": torch.get_rng_state()}
+    """The state of every process's random numbers."""
+    own = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        found["cuda"] = torch.cuda.get_rng_state()
-    return found
+        own["cuda"] = torch.cuda.get_rng_state()
+    every = parallel.of_each(own)
+    return {f"{kind}.{rank}": state for rank, states in enumerate(every) for kind, state in states.items()}
 
 
-def _set_random(found: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(found["cpu"])
-    if "cuda" in found and torch.cuda.is_available():
-        torch.cuda.set_rng_state(found["cuda"])
+def _set_random(found: Mapping[str, Tensor], update: int) -> None:
+    """Put this process's back; with another number of processes there is none to go on with, so new ones begin."""
+    if sum(name.startswith("cpu.") for name in found) != parallel.world():
+        torch.manual_seed(update * parallel.world() + parallel.rank())
+        return
+    torch.set_rng_state(found[f"cpu.{parallel.rank()}"])
+    if torch.cuda.is_available() and f"cuda.{parallel.rank()}" in found:
+        torch.cuda.set_rng_state(found[f"cuda.{parallel.rank()}"])
 
 
 def _sync(path: Path) -> None:

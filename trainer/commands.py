@@ -12,10 +12,11 @@ from typing import Annotated, Any
 from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
+from data.errors import UsageError
 from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
 
 
-def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection) -> None:
+def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection) -> None:
     """The file of --config fills what the command line does not say."""
     given = next((each.tokens[-1].value for each in arguments if each.name == "--config" and each.tokens), None)
     if given is None:
@@ -26,9 +27,7 @@ def _from_file(app: App, commands: Sequence[str], arguments: ArgumentCollection)
         found: dict[str, Any] = tomllib.loads(Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"--config {given}: not TOML: {error}") from None
-    for command in reversed(commands):  # so that a section may be called as another command is: [run], `rlaif run`
-        found = {command: found}
-    Dict(found, source=given)(app, tuple(commands), arguments)
+    Dict(found, source=given)(app, (), arguments)  # its sections are ours: none is the name of a command
 
 
 app = App(
@@ -55,8 +54,8 @@ class Wanted:
 class Common:
     """What every run has."""
 
-    data: Data
-    run: Run
+    data: Data = field(default_factory=Data)
+    run: Run = field(default_factory=Run)
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
     config: Annotated[Path | None, Parameter(help="The run's TOML file.")] = None
@@ -64,6 +63,10 @@ class Common:
     json: Annotated[bool, Parameter(help="Print one JSON object with the result.")] = False
 
     def wanted(self, algorithm: Sft | Reward | Dpo | Cpl) -> Wanted:
+        if not self.data.train or self.run.out == Path():
+            raise UsageError(
+                "what is learned from, and where to? Say --data.train FILE --run.out DIR, or --config FILE.toml"
+            )
         missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
         if missing:
             raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'rlaif-service[train]'")
@@ -71,25 +74,28 @@ class Common:
         return Wanted(config, self.resume, self.json)
 
 
+NOTHING = Common()
+
+
 @app.command
-def sft(*, common: Common, algorithm: Sft | None = None) -> Wanted:
+def sft(*, common: Common = NOTHING, algorithm: Sft | None = None) -> Wanted:
     """Imitate responses: the preferred ones of comparisons, or every response of a file."""
     return common.wanted(algorithm or Sft())
 
 
 @app.command
-def reward(*, common: Common, algorithm: Reward | None = None) -> Wanted:
+def reward(*, common: Common = NOTHING, algorithm: Reward | None = None) -> Wanted:
     """Train a reward model on soft labels, votes or rankings."""
     return common.wanted(algorithm or Reward())
 
 
 @app.command
-def dpo(*, common: Common, algorithm: Dpo | None = None) -> Wanted:
+def dpo(*, common: Common = NOTHING, algorithm: Dpo | None = None) -> Wanted:
     """Train a policy on soft labels, close to a reference (Rafailov et al. 2023)."""
     return common.wanted(algorithm or Dpo())
 
 
 @app.command
-def cpl(*, common: Common, algorithm: Cpl | None = None) -> Wanted:
+def cpl(*, common: Common = NOTHING, algorithm: Cpl | None = None) -> Wanted:
     """Train a policy on soft labels without a reference (Hejna et al. 2023)."""
     return common.wanted(algorithm or Cpl())

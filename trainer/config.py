@@ -55,7 +55,7 @@ class Model:
 class Data:
     """What it learns from."""
 
-    train: str
+    train: str = ""
     """Comparisons (any file that `rlaif check` reads); for sft also prompts with a response."""
     labels: str | None = None
     """What `rlaif label` or `rlaif rank` wrote about them. Default: people's votes in the comparisons themselves."""
@@ -105,6 +105,8 @@ class Optim:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise TrainingError(f"optim.lr {self.lr:g}: expected more than 0")
+        if self.clip < 0 or self.weight_decay < 0 or not all(0 <= each < 1 for each in self.betas):
+            raise TrainingError("optim.clip and optim.weight_decay must not be negative; optim.betas lie in [0, 1)")
         if self.batch < 1 or (self.steps is not None and self.steps < 1) or not 0 < self.epochs < math.inf:
             raise TrainingError("optim.batch, optim.steps and optim.epochs must be more than 0")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
@@ -115,7 +117,7 @@ class Optim:
 class Run:
     """Where it is written, and how it goes."""
 
-    out: Path
+    out: Path = Path()
     """The run's folder: config.toml, metrics.jsonl, curves.png, checkpoints/, model/, card.md."""
     seed: int = 0
     """Of the order of rows, of a new head, of dropout."""
@@ -162,6 +164,10 @@ class Reward:
     center_on: Literal["heldout", "none"] = "heldout"
     """After training a bias makes the mean score of these responses 0."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.centering < math.inf:
+            raise TrainingError(f"algorithm.centering {self.centering:g}: expected 0 or more")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dpo:
@@ -187,6 +193,10 @@ class Dpo:
             raise TrainingError(f"algorithm.beta {self.beta:g}: expected more than 0")
         if not 0 <= self.noise < 0.5:
             raise TrainingError(f"algorithm.noise {self.noise:g}: expected 0 to less than .5")
+        if self.noise and self.loss not in {"sigmoid", "robust"}:
+            raise TrainingError(f"algorithm.noise is for sigmoid and robust; {self.loss} has no use for it")
+        if self.reference is not None and self.loss == "simpo":
+            raise TrainingError("algorithm.reference: simpo has no reference")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,17 +12,26 @@ UNSEEN = frozenset({"update", "epoch", "lr", "seconds", "tokens"})
 """Fields of a line that are no curve."""
 
 
-def draw(folder: Path, lines: Sequence[dict[str, Any]]) -> bool:
-    """Write curves.png: one panel a number, training and held-out rows in it. Says whether it could (needs altair)."""
+MOST = 500
+"""Points of a curve: more are not to be told apart."""
+
+
+def draw(folder: Path, lines: Sequence[dict[str, Any]]) -> str | None:
+    """Write curves.png: one panel a number, training and held-out rows in it. Says why where it could not."""
     if find_spec("altair") is None or find_spec("vl_convert") is None:  # with which altair saves pictures
-        return False
+        return "no curves.png: pip install 'rlaif-service[train]' brings what draws it"
     import altair as alt
 
-    points = [point for line in lines for point in _points(line)]
+    learned = [line for line in lines if "heldout" not in line]
+    kept = learned[:: -(-len(learned) // MOST) or 1] + [line for line in lines if "heldout" in line]
+    points = [point for line in kept for point in _points(line)]
     names = list(dict.fromkeys(point["name"] for point in points))
     panels = [_panel(alt, [point for point in points if point["name"] == name], name) for name in names]
-    alt.concat(*panels, columns=2).save(folder / PICTURE, scale_factor=2)
-    return True
+    try:
+        alt.concat(*panels, columns=2).save(folder / PICTURE, scale_factor=2)
+    except Exception as error:  # a picture that cannot be drawn must not cost the model
+        return f"no curves.png: {type(error).__name__}: {error}"
+    return None
 
 
 def _points(line: dict[str, Any]) -> list[dict[str, Any]]:

@@ -66,29 +66,32 @@ class Learned:
 
     examples: list[Example] = field(default_factory=list[Example])
     unusable: Counter[str] = field(default_factory=Counter[str])
+    failures: list[Failure] = field(default_factory=list[Failure])
     rater: str = "the votes in the file"
     notes: list[str] = field(default_factory=list[str])
 
 
-def demonstrations(source: str, *, columns: str | None, limit: int | None, every: bool) -> Learned:
+def demonstrations(source: str, labels: str | None, *, columns: str | None, limit: int | None, every: bool) -> Learned:
     """Prompts with what to imitate: a file of responses, or of comparisons (the preferred one, or every one)."""
     found = Learned(rater="the responses in the file")
     try:
         opened = reading.open_comparisons(source, columns)
     except reading.FileError:
         opened = None
+    if labels is not None and (opened is None or every):
+        raise TrainingError(f"data.labels {labels}: say which response is better; here every response is imitated")
     if opened is None or every:
         for row in islice(reading.each_response(source, columns), limit):
             if isinstance(row, Failure):
-                found.unusable[row.message] += 1
+                found.failures.append(row)
             else:
                 found.examples.append(Example(row.id, row.prompt, (row.response,)))
         return _checked(found, source)
-    chosen = preferences(source, None, columns=columns, limit=limit, margins="none")
+    chosen = preferences(source, labels, columns=columns, limit=limit, margins="none")
     for example in chosen.examples:
         best = Counter(pair.first for pair in example.pairs).most_common(1)[0][0]
         found.examples.append(Example(example.id, example.prompt, (example.responses[best],)))
-    found.unusable = chosen.unusable
+    found.unusable, found.failures, found.rater = chosen.unusable, chosen.failures, chosen.rater
     return _checked(found, source)
 
 
@@ -125,7 +128,7 @@ def _about(answer: Label | Ranking | None, row: Comparison) -> bool:
 def _usable(rows: Iterable[Comparison | Failure], found: Learned) -> Iterator[Comparison | Failure]:
     for row in rows:
         if isinstance(row, Failure):
-            found.unusable[row.message] += 1
+            found.failures.append(row)
         else:
             yield row
 
@@ -154,8 +157,9 @@ def split(train: Learned, heldout: Learned | None) -> tuple[list[Example], list[
 
 def _checked(found: Learned, source: str) -> Learned:
     if not found.examples:
-        why = ", ".join(f"{count} x {reason}" for reason, count in found.unusable.most_common(3)) or "it is empty"
-        raise TrainingError(f"{source}: no row to learn from: {why}")
+        why = [f"{count} x {reason}" for reason, count in found.unusable.most_common(3)]
+        why += [f"{len(found.failures)} unusable, the first: {found.failures[0].message}"] if found.failures else []
+        raise TrainingError(f"{source}: no row to learn from: {', '.join(why) or 'it is empty'}")
     places = {pair.first for each in found.examples for pair in each.pairs if len(each.responses) == 2}
     if len(places) == 1 and len(found.examples) >= SAME:
         found.notes.append(

@@ -9,12 +9,14 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from data.records import Failure
 from lm import adapt
 from trainer.config import Config, TrainingError
 
-CONFIG, METRICS, CHECKPOINTS, MODEL, ADAPTER, CARD = (
+CONFIG, METRICS, FAILURES, CHECKPOINTS, MODEL, ADAPTER, CARD = (
     "config.toml",
     "metrics.jsonl",
+    "failures.jsonl",
     "checkpoints",
     "model",
     "adapter",
@@ -36,13 +38,18 @@ def check(folder: Path, config: Config, *, resume: bool) -> None:
         raise TrainingError(f"{place}: another run's settings: {'; '.join(sorted(known ^ wanted)[:4])}")
 
 
-def begin(folder: Path, config: Config) -> None:
-    """Make the folder with its config.toml, which is whole or not there. Raises TrainingError."""
+def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
+    """Make the folder with its config.toml, which is whole or not there, and the rows that cannot be learned from.
+
+    Raises TrainingError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _replace(folder / FAILURES, "".join(each.model_dump_json() + "\n" for each in failures))
         _replace(folder / CONFIG, toml(config))
     except OSError as error:
-        raise TrainingError(f"{folder}: cannot be written: {error}") from error
+        reason = (error.strerror or str(error)).lower()
+        raise TrainingError(f"{folder}: cannot be made or written: {reason}; choose another --run.out") from error
 
 
 def _settings(text: str) -> set[str]:
@@ -79,18 +86,21 @@ class Metrics:
 
     def __init__(self, folder: Path, resumed: int | None) -> None:
         self._place = folder / METRICS
-        kept = [] if resumed is None else [line for line in self.lines() if line["update"] <= resumed]
+        kept = [] if resumed is None else [line for line in lines(folder) if line["update"] <= resumed]
         _replace(self._place, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: Mapping[str, Any]) -> None:
         with self._place.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def lines(self) -> list[dict[str, Any]]:
-        if not self._place.is_file():
-            return []
-        whole = self._place.read_text("utf-8").rpartition("\n")[0]  # a kill may have cut the last line off
-        return [json.loads(line) for line in whole.splitlines()]
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    place = folder / METRICS
+    if not place.is_file():
+        return []
+    whole = place.read_text("utf-8").rpartition("\n")[0]  # a kill may have cut the last line off
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def export(folder: Path, model: Any, tokenizer: Any) -> Path:
@@ -99,6 +109,7 @@ def export(folder: Path, model: Any, tokenizer: Any) -> Path:
     shutil.rmtree(beside, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
         model.save_pretrained(folder / ADAPTER)
+        (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; card.md says what there is
     adapt.merged(model).save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     shutil.rmtree(target, ignore_errors=True)
@@ -109,7 +120,8 @@ def export(folder: Path, model: Any, tokenizer: Any) -> Path:
 def card(folder: Path, title: str, facts: Mapping[str, str], config: Config, results: Sequence[str]) -> None:
     """What the model is, what it learned from, and how well: for whoever finds the folder later."""
     known = "\n".join(f"- {name}: {_one_line(value)}" for name, value in facts.items())
-    text = f"# {title}\n\n{known}\n\n## Result\n\n" + "\n".join(f"- {line}" for line in results)
+    found = "\n".join(f"- {line}" for line in results)
+    text = f"# {title}\n\n{known}\n\n## Result\n\n{found}"
     text += f"\n\n![curves](curves.png)\n\n## Configuration\n\n```toml\n{toml(config)}```\n"
     (folder / CARD).write_text(text, "utf-8")
 

@@ -86,7 +86,7 @@ def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes) -> d
             loss = values["loss"]
             weights = torch.tensor([algorithm.weigh(row) for row in rows] or [0.0], device=loss.device)
             logged = torch.stack([(each.detach().float() * weights).sum() for each in values.values()]).tolist()
-            if not math.isfinite(logged[0]):
+            if rows and not math.isfinite(logged[0]):
                 broken = [row for row, each in zip(rows, loss.tolist(), strict=True) if not math.isfinite(each)]
                 raise TrainingError(f"the loss is not a number; rows: {_named(broken)}")
             # FSDP averages gradients over processes; their sum is what is meant.

@@ -6,18 +6,26 @@ With one process every function here gives back what it got.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from trainer.config import TrainingError
+
 T = TypeVar("T")
+K = TypeVar("K")
 
 
-def begin(device: torch.device) -> torch.device:
-    """Join the other processes where torchrun started several; the device of this one."""
+def begin(wanted: str) -> torch.device:
+    """Join the other processes where torchrun started several; the device of this one ("auto": a GPU, if there is)."""
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+    try:
+        device = torch.empty(0, device=kind).device
+    except (RuntimeError, AssertionError):
+        raise TrainingError(f"model.device {wanted}: cannot be used here; expected auto, cpu or cuda") from None
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if not dist.is_initialized():
@@ -74,12 +82,30 @@ def settle(module: nn.Module) -> None:
         reshard()
 
 
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, for all."""
+    if not dist.is_initialized():
+        return make()
+    found: list[Any] = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def of_each(value: T) -> list[T]:
+    """What each process has, by rank."""
+    return _all(value)
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
 def summed(values: Mapping[str, float]) -> dict[str, float]:
     """Sums over all processes."""
     return {name: sum(each.get(name, 0.0) for each in _all(dict(values))) for name in values}
 
 
-def joined(values: Mapping[int, T]) -> dict[int, T]:
+def joined(values: Mapping[K, T]) -> dict[K, T]:
     """What all processes found."""
     return {key: value for each in _all(dict(values)) for key, value in each.items()}
 

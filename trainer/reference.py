@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,12 +11,16 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from data.tables import batched
 from lm.branches import LogProbabilities, totals
 from trainer import parallel
 from trainer.dpo import Reference
 from trainer.loop import Passes
 from trainer.pairs import laid_out
 from trainer.rows import Row, pieces
+
+SLICE, EVERY = 4096, 60.0
+"""Rows that are shared out at a time, and seconds after which what is known is written."""
 
 
 @torch.no_grad()
@@ -39,23 +44,24 @@ def cached(
 
     `done` is called with a number of rows, after each pass.
     """
-    known = _read(place)
+    known = parallel.from_first(lambda: _read(place))
     missing = [row for row in {row.key: row for row in rows}.values() if row.key not in known]
     was = model.training
     model.eval()
-    found: dict[int, list[float]] = {}
-    order = {row.key: at for at, row in enumerate(missing)}
-    for piece in parallel.mine(pieces(missing, passes.tokens, parallel.world())) if missing else []:
-        values = ask(model, piece or missing[:1], passes).tolist()
-        for row in piece:
-            found[order[row.key]] = [values.pop(0) for _ in row.answers]
-        done(len(piece) * parallel.world())
+    written = time.monotonic()
+    for some in batched(missing, SLICE):
+        found: dict[str, list[float]] = {}
+        for piece in parallel.mine(pieces(some, passes.tokens, parallel.world())):
+            values = ask(model, piece or some[:1], passes).tolist()
+            for row in piece:
+                found[row.key] = [values.pop(0) for _ in row.answers]
+            done(len(piece) * parallel.world())
+        known |= parallel.joined(found)
+        if parallel.first() and (time.monotonic() - written > EVERY or some[-1] is missing[-1]):
+            _write(place, known)
+            written = time.monotonic()
     parallel.settle(model)
     model.train(was)
-    whole = parallel.joined(found)
-    known |= {row.key: whole[at] for at, row in enumerate(missing)}
-    if missing and parallel.first():
-        _write(place, known)
     return lambda wanted: torch.tensor([value for row in wanted for value in known[row.key]])
 
 
@@ -67,10 +73,12 @@ def _read(place: Path) -> dict[str, list[float]]:
 
 
 def _write(place: Path, known: dict[str, list[float]]) -> None:
+    """Add to the file, in which another run may have written meanwhile."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_suffix(f".{os.getpid()}")  # other runs may ask the same model now
+    whole = {**_read(place), **known}
+    beside = place.with_suffix(f".{os.getpid()}")
     frame = pl.DataFrame(
-        {"row": list(known), "values": list(known.values())}, schema={"row": pl.String, "values": pl.List(pl.Float32)}
+        {"row": list(whole), "values": list(whole.values())}, schema={"row": pl.String, "values": pl.List(pl.Float32)}
     )
     frame.write_parquet(beside)
     beside.replace(place)

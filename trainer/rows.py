@@ -5,12 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from data.records import Prompt, hashed
+from data.records import Failure, Prompt, hashed
 from lm.chat import Encoder
 from lm.rows import Tokens
 from trainer.examples import Example, Pair
@@ -37,17 +36,17 @@ class Row:
 
 
 def encode(
-    examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, unusable: Counter[str]
+    examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, failures: list[Failure]
 ) -> list[Row]:
     """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning; a row
-    whose answer leaves no room, or is longer than `response`, is counted as unusable.
+    whose answer leaves no room, or is longer than `response`, is a failure.
     """
     rows: list[Row] = []
     for example in examples:
         try:
             rows.append(_row(example, encoder, most, response))
         except ValueError as error:
-            unusable[str(error)] += 1
+            failures.append(Failure(id=example.id, stage="train", reason="too_long", message=str(error)))
     return rows
 
 

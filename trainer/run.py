@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.records import hashed
+from data.records import Failure, hashed
 from lm.branches import bare
 from lm.chat import Encoder
 from trainer import checkpoint, curves, examples, folder, parallel, trackers
@@ -42,6 +42,7 @@ class Teaching:
     rater: str
     digest: str
     unusable: dict[str, int]
+    failures: list[Failure]
     notes: list[str]
 
 
@@ -54,17 +55,21 @@ class Result:
     best: int | None
     stopped: bool
     seconds: float
+    before: float | None
     heldout: Mapping[str, float]
     accuracy: Mapping[str, Any] | None
     rows: int
     heldout_rows: int
     unusable: int
+    failed: int
 
     def lines(self) -> list[str]:
         """What a person is told at the end."""
         lines = [f"{self.updates} updates on {self.rows} rows"]
         if self.best is not None:
             lines[0] += f"; the model is that of update {self.best}, the best on the held-out rows"
+        if self.before is not None and self.heldout.get("loss", -math.inf) >= self.before:
+            lines.append(f"It is no better than before training: held-out loss {self.before:.4f} then")
         if self.accuracy is not None:
             low, high = (self.accuracy.get(each) for each in ("low", "high"))
             bounds = f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else ""
@@ -88,6 +93,8 @@ class Standing:
     best: int | None = None
     least: float = math.inf
     waited: int = 0
+    before: float | None = None
+    """The held-out loss of the model as it was."""
 
     def seen(self, number: int, loss: float) -> None:
         if loss < self.least:
@@ -102,19 +109,27 @@ def train(
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
     folder.check(config.run.out, config, resume=resume)
+    learned = read(config)  # before a model is loaded for nothing
     built = build(config, cache)
     try:
         tell = tell if parallel.first() else lambda _line: None
-        taught = teach(config, built)
+        taught = teach(config, learned, built)
         for note in taught.notes:
             tell(note)
         if parallel.first():  # now that it can begin: what is mended after an error can be started again
-            folder.begin(config.run.out, config)
+            folder.begin(config.run.out, config, taught.failures)
         with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
         course = _Course(config, built, aim, taught, interval, tell)
-        result = course.run(resume=resume)
+        try:
+            result = course.run(resume=resume)
+        except KeyboardInterrupt:
+            kept = checkpoint.latest(config.run.out / folder.CHECKPOINTS)
+            tell(f"\nstopped; {f'--resume goes on after update {int(kept.name)}' if kept else 'nothing was saved yet'}")
+            raise
         _write(config, built, taught, result, version, cache)
+        if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
+            tell(missing)
     finally:
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
@@ -142,6 +157,7 @@ class _Course:
         patient = PATIENCE if isinstance(config.algorithm, Reward) else None
         self._patience = config.run.patience or patient
         self._standing = Standing()
+        self._of = [f"data {taught.digest}", f"model {built.loaded.identity}"]
         self._seen: dict[int, dict[str, list[float]]] = {}
 
     def run(self, *, resume: bool) -> Result:
@@ -164,8 +180,6 @@ class _Course:
             if stopped:
                 self._tell(f"stopped at update {update}: no better held-out loss since update {self._standing.best}")
                 break
-        if metrics is not None and not curves.draw(out, metrics.lines()):
-            self._tell("no curves.png: pip install 'rlaif-service[train]' brings what draws it")
         return self._result(last, stopped=stopped)
 
     def _waited(self) -> bool:
@@ -193,8 +207,12 @@ class _Course:
         weights = [self._aim.weigh(row) for row in self._taught.heldout]
         means = {name: _mean(values, weights) for name, values in found.items()}
         self._seen = {number: found}
-        if self._patience is not None and number:
+        if number == 0:
+            self._standing.before = means["loss"]
+        elif self._patience is not None:
             self._standing.seen(number, means["loss"])
+        if not sys.stderr.isatty():  # where no bar is seen
+            self._tell(f"update {number} of {self._total}: held-out loss {means['loss']:.4f}")
         line: dict[str, Any] = {"update": number, "heldout": means}
         if "accuracy" in found:
             line["accuracy"] = dict(self._interval(found["accuracy"], self._taught.topics))
@@ -205,6 +223,7 @@ class _Course:
         standing = self._standing
         least = None if math.isinf(standing.least) else standing.least
         state = {"best": standing.best, "least": least, "waited": standing.waited}
+        state |= {"before": standing.before, "of": self._of}
         checkpoint.save(self._checkpoints, number, self._built.module, self._optimizer, state)
         checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
 
@@ -213,8 +232,13 @@ class _Course:
         if place is None:
             return 0
         state = checkpoint.load(place, self._built.module, self._optimizer)
+        if state["of"] != self._of:
+            raise TrainingError(
+                f"{place}: was made from {' and '.join(state['of'])}; now it is {' and '.join(self._of)}: with other"
+                " data, or another model, a run cannot go on; begin another --run.out"
+            )
         least = state["least"]
-        self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"])
+        self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"], state["before"])
         checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
         self._tell(f"going on after update {state['update']}")
         return int(state["update"])
@@ -234,11 +258,13 @@ class _Course:
             best=best,
             stopped=stopped,
             seconds=0.0,
+            before=self._standing.before,
             heldout={name: _mean(values, weights) for name, values in found.items()},
             accuracy=self._interval(found["accuracy"], self._taught.topics) if "accuracy" in found else None,
             rows=len(self._taught.train),
             heldout_rows=len(self._taught.heldout),
             unusable=sum(self._taught.unusable.values()),
+            failed=len(self._taught.failures),
         )
 
     def _looks(self) -> int:
@@ -247,26 +273,36 @@ class _Course:
         return max(1, math.ceil(self._total / max(1, min(LOOKS, int(work)))))
 
 
-def teach(config: Config, built: Built) -> Teaching:
-    """Read the files, keep some prompts apart, and turn all into tokens. Raises TrainingError."""
-    read = _read(config, config.data.train, config.data.labels)
+def read(config: Config) -> tuple[Learned, Learned | None]:
+    """What the files teach: those to train on, and those to evaluate on. Raises TrainingError, FileError."""
+    known = _read(config, config.data.train, config.data.labels)
     apart = None if config.data.heldout is None else _read(config, config.data.heldout, config.data.heldout_labels)
-    sides = examples.split(read, apart)
+    return known, apart
+
+
+def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built) -> Teaching:
+    """Keep some prompts apart, and turn all into tokens. Raises TrainingError."""
+    known, apart = learned
+    sides = examples.split(known, apart)
     encoder = Encoder(built.loaded.tokenizer)
     most = min(config.data.max_tokens, built.loaded.context)
-    unusable = read.unusable + (apart.unusable if apart is not None else type(read.unusable)())
+    failures = [*known.failures, *(apart.failures if apart is not None else ())]
+    unusable = known.unusable + (apart.unusable if apart is not None else type(known.unusable)())
     longest = config.data.max_response
-    rows = [encode(side, encoder, most=most, response=longest, unusable=unusable) for side in sides]
+    rows = [encode(side, encoder, most=most, response=longest, failures=failures) for side in sides]
     if not rows[0]:
-        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
-        raise TrainingError(f"{config.data.train}: no row is left to train on: {why}")
-    notes = [*read.notes, *(apart.notes if apart is not None else ())]
+        raise TrainingError(f"{config.data.train}: no row is left to train on: {failures[0].message}")
+    notes = [*known.notes, *(apart.notes if apart is not None else ())]
     if unusable:
-        why = ", ".join(f"{count} x {reason}" for reason, count in unusable.most_common(3))
-        notes.append(f"{sum(unusable.values())} rows teach nothing: {why}")
+        notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
+    if not encoder.templated:
+        notes.append(
+            "the model has no chat template: a blank line follows the prompt, and conversations are told as Human: and"
+            " Assistant:"
+        )
     topics = _topics(sides[1], rows[1])
     digest = hashed([row.key for side in rows for row in side])
-    return Teaching(rows[0], rows[1], topics, read.rater, digest, dict(unusable), notes)
+    return Teaching(rows[0], rows[1], topics, known.rater, digest, dict(unusable), failures, notes)
 
 
 def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:
@@ -277,7 +313,8 @@ def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:
 def _read(config: Config, source: str, labels: str | None) -> Learned:
     columns, limit = config.data.columns, config.data.limit
     if isinstance(config.algorithm, Sft):
-        return examples.demonstrations(source, columns=columns, limit=limit, every=config.algorithm.responses == "all")
+        every = config.algorithm.responses == "all"
+        return examples.demonstrations(source, labels, columns=columns, limit=limit, every=every)
     margins = config.algorithm.margins if isinstance(config.algorithm, Reward) else "none"
     return examples.preferences(source, labels, columns=columns, limit=limit, margins=margins)
 
