@@ -242,6 +242,44 @@ def test_the_shared_layout_equals_padded_rows(language, scorer, learners, config
     assert_same(taught(padded.algorithm(config), MARGINS), expected, 2e-6)
 
 
+def by_hand(config, pair, own, other, lengths):
+    """A pair's loss from summed log-probabilities of the policy and of the reference, as the papers write it."""
+    first, second = pair.first, pair.second
+    h = own[first] - other[first] - (own[second] - other[second])
+    per_token = [value / length for value, length in zip(own, lengths, strict=True)]
+    match config:
+        case Dpo(loss="sigmoid", beta=beta):
+            return -pair.p * F.logsigmoid(beta * h) - (1 - pair.p) * F.logsigmoid(-beta * h)
+        case Dpo(loss="ipo", beta=beta):
+            return pair.p * (h - 1 / (2 * beta)) ** 2 + (1 - pair.p) * (h + 1 / (2 * beta)) ** 2
+        case Dpo(loss="simpo", beta=beta, gamma=gamma):
+            ahead = beta * (per_token[first] - per_token[second])
+            return -pair.p * F.logsigmoid(ahead - gamma) - (1 - pair.p) * F.logsigmoid(-ahead - gamma)
+        case Cpl(alpha=alpha, conservative=part):
+            good, bad = (alpha * own[each] for each in (first, second))
+            one, two = (a - torch.logaddexp(a, part * b) for a, b in ((good, bad), (bad, good)))
+            return -pair.p * one - (1 - pair.p) * two
+
+
+@pytest.mark.parametrize("name", ["dpo", "ipo", "simpo", "cpl"])
+def test_losses_are_those_of_summed_log_probabilities(language, learners, name):
+    def summed(model, row):
+        found = []
+        for answer in row.answers:
+            table = model(torch.tensor([row.prompt + answer])).logits[0].double().log_softmax(-1)
+            found.append(sum(table[len(row.prompt) - 1 + at, token] for at, token in enumerate(answer)))
+        return found
+
+    expected, config, other = [], ALL[name], perturbed(language)
+    with torch.no_grad():
+        for row in ROWS:
+            own, theirs = summed(language, row), summed(other, row)
+            lengths = [len(answer) for answer in row.answers]
+            losses = [float(by_hand(config, pair, own, theirs, lengths)) for pair in row.pairs]
+            expected.append(sum(losses) / len(losses))
+    assert look(learners(config).algorithm(config), ROWS, AT_ONCE)["loss"] == pytest.approx(expected, rel=2e-5)
+
+
 def test_sft_is_transformers_own_loss_of_masked_labels(language, learners):
     own = copy.deepcopy(language)
     sequences = [(row.prompt, answer) for row in ROWS for answer in row.answers]
