@@ -11,6 +11,7 @@ import pytest
 import tiny_runs
 import torch
 from safetensors.torch import load_file
+from tiny_runs import told
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer import commands, curves
@@ -21,7 +22,7 @@ KINDS = ("sft", "reward", "dpo", "cpl")
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch):
     """No picture, and no threads: a tiny model has nothing to share out."""
-    monkeypatch.setattr(curves, "draw", lambda *_: True)
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -124,21 +125,21 @@ LONG = [{**row, "responses": ["a " * 300, "b " * 299]} for row in tiny_runs.comp
         ("--data.train ties.jsonl", "ties.jsonl: no row to learn from: 5 x an exact tie, or nobody said which"),
         (
             "--data.train long.jsonl",
-            "no row is left to train on: 5 x a response alone has 256 tokens or more (data.max_t",
+            "no row is left to train on: a response alone has 256 tokens or more (data.max_tokens)",
         ),
         (
             "--data.train long.jsonl --data.max-tokens 50",
-            "5 x a response alone has 50 tokens or more (data.max_tokens)",
+            "train on: a response alone has 50 tokens or more (data.max_tokens)",
         ),
-        ("--data.max-response 1", "to train on: 40 x a response has more than 1 tokens (data.max_response)"),
+        ("--data.max-response 1", "no row is left to train on: a response has more than 1 tokens (data.max_response)"),
         ("--data.heldout votes.jsonl", "data.heldout: all of its prompts are in data.train too"),
         ("--data.limit 0", "data.limit must be at least 1"),
         ("--model.name none", "none: no such model; expected smollm2, a model folder, or a hub id like owner/name"),
         ("--model.name ./none", "./none: no such model"),
-        ("--model.device cuda:77", "--device cuda:77: cannot be used"),
+        ("--model.device cuda:77", "model.device cuda:77: cannot be used here; expected auto, cpu or cuda"),
         (
             "--model.lora 4 --model.lora-targets query",
-            "it has down_proj, gate_proj, k_proj, o_proj, q_proj, score, up_",
+            "such a name; it has down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj",
         ),
         ("--model.lora-dropout 0.1", "model.lora_* say how adapters are made, but model.lora is 0"),
         ("--model.freeze 3", "model.freeze 3: the model has 3 layers; leave at least one to train"),
@@ -146,7 +147,10 @@ LONG = [{**row, "responses": ["a " * 300, "b " * 299]} for row in tiny_runs.comp
         ("--optim.warmup 1", "optim.warmup and optim.floor are parts of a whole"),
         ("--run.keep 0", "run.keep must be at least 1"),
         ("--algorithm.margins column", "algorithm.margins = 'column' needs a column `margin`; no row has one"),
-        ("--run.out votes.jsonl/run", "votes.jsonl/run: cannot be written: "),
+        (
+            "--run.out votes.jsonl/run",
+            "votes.jsonl/run: cannot be made or written: not a directory; choose another --run.out",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_status_1_and_no_run(cli, lines, words, asked, complaint):
@@ -158,6 +162,14 @@ def test_what_cannot_be_done_is_one_line_and_status_1_and_no_run(cli, lines, wor
     given = [word for at, word in enumerate(words) if name not in (word, words[at - 1])]
     assert complaint in cli("train", "reward", *given, name, *more).complaint
     assert not Path("run").exists()
+
+
+def test_rows_that_are_too_long_are_told_of_and_the_others_learned_from(cli, words, lines):
+    said = cli("train", "reward", *words[2:], "--data.train", lines([*LONG[:2], *tiny_runs.compared(40)[5:]]), "--json")
+    assert (said.status, told(said.err)) == (3, ["2 rows failed; see run/failures.jsonl"])
+    assert (said.json["rows"] + said.json["heldout_rows"], said.json["failed"]) == (35, 2)
+    failed = [json.loads(line) for line in Path("run/failures.jsonl").read_text().splitlines()]
+    assert {row["id"] for row in failed} == {"row 0", "row 1"}
 
 
 def test_labels_of_two_jobs_do_not_mix(cli, words, lines):
@@ -176,7 +188,7 @@ def test_a_models_path_may_be_long(cli, words, tiny, tmp_path):
     """What the reference said is kept in a file that has the model's name."""
     deep = shutil.copytree(tiny, tmp_path.joinpath(*["a folder with a name of some length"] * 7))
     said = cli("train", "dpo", *words[:2], *words[4:], "--model.name", deep)
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, told(said.err)) == (0, [])
     assert [each.suffix for each in (tmp_path / "cache/rlaif/reference").iterdir()] == [".parquet"]
 
 
@@ -191,7 +203,7 @@ def ran(cli, words) -> Any:
 
     def call(kind: str, *more: object) -> Any:
         said = cli("train", kind, *words, *more, "--json")
-        assert (said.status, said.err) == (0, "")
+        assert (said.status, told(said.err)) == (0, [])
         return said.json
 
     return call
@@ -205,7 +217,7 @@ def test_a_run_leaves_all_that_its_folder_promises(ran, heldout, kind):
     assert found["accuracy"] is None or 0 <= found["accuracy"]["low"] <= found["accuracy"]["value"] <= 1
     assert (found["accuracy"] is None) == (kind == "sft")
     assert sorted(each.name for each in Path("run").iterdir()) == [
-        "card.md", "checkpoints", "config.toml", "metrics.jsonl", "model",
+        "card.md", "checkpoints", "config.toml", "failures.jsonl", "metrics.jsonl", "model",
     ]  # fmt: skip
     card = Path("run/card.md").read_text()
     for each in (
@@ -223,7 +235,7 @@ def test_a_run_leaves_all_that_its_folder_promises(ran, heldout, kind):
 def test_a_process_of_its_own_draws_the_curves_and_says_one_line(process, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     said = process("-m", "rlaif", "train", "dpo", *words, "--json", OMP_NUM_THREADS="1")
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, told(said.err)) == (0, [])
     assert said.json["updates"] == 4
     assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
     assert "![curves](curves.png)" in Path("run/card.md").read_text()
@@ -240,7 +252,7 @@ def test_a_process_of_its_own_draws_the_curves_and_says_one_line(process, words,
 def test_config_toml_makes_the_same_run_again(cli, ran, words, kind, more):
     ran(kind, *more)
     said = cli("train", kind, "--config", "run/config.toml", "--run.out", "again", "--json")
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, told(said.err)) == (0, [])
     assert measured(Path("run")) == measured(Path("again"))
     first, second = (Path(run, "model/model.safetensors").read_bytes() for run in ("run", "again"))
     assert first == second
@@ -250,7 +262,7 @@ def test_config_toml_makes_the_same_run_again(cli, ran, words, kind, more):
 
 def test_without_json_a_person_is_told(cli, words):
     said = cli("train", "reward", *words)
-    assert (said.status, said.err) == (0, "")
+    assert (said.status, told(said.err)) == (0, [])
     first, second, *_, last = said.out.splitlines()
     assert first.startswith("4 updates on 36 rows; the model is that of update ")
     assert second.startswith("held-out accuracy ")
@@ -314,7 +326,7 @@ def test_a_loss_that_is_no_number_names_its_row_and_leaves_the_checkpoint_before
     asked += ("--run.out", "run", "--run.save-every", 1, "--run.keep", 9)
     words = ("train", kind, "--data.train", lines(rows), *asked)
     said = cli(*words)
-    assert said.complaint.endswith("the loss is not a number; rows: row 17")
+    assert (said.status, told(said.err)) == (1, ["rlaif: the loss is not a number; rows: row 17"])
     kept = sorted(each.name for each in Path("run/checkpoints").iterdir())
     assert kept == [f"{at:08d}" for at in range(1, len(kept) + 1)]
     assert 0 < len(kept) < 8
@@ -323,9 +335,10 @@ def test_a_loss_that_is_no_number_names_its_row_and_leaves_the_checkpoint_before
         assert all(bool(each.isfinite().all()) for each in learned.values())
     assert [line["update"] for line in measured(Path("run")) if "loss" in line] == list(range(1, len(kept) + 1))
     assert not Path("run/model").exists()
-    lines(tiny_runs.compared(40))  # mended
-    done = cli(*words, "--resume", "--json")
-    assert (done.status, done.err) == (0, f"going on after update {len(kept)}\n")
+    lines(tiny_runs.compared(40))  # mended, and so another run
+    (complaint,) = told(cli(*words, "--resume").err)
+    assert f"checkpoints/{kept[-1]}: was made from data " in complaint
+    assert "with other data, or another model, a run cannot go on; begin another --run.out" in complaint
 
 
 def test_held_out_rows_without_a_loss_are_named(cli, words, lines, poisoned):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import Done, Fuse, compared, ended, finished, forked, model_folder, poisoned, started, written
+from tiny_runs import Done, Fuse, compared, ended, finished, forked, model_folder, poisoned, started, told, written
 
 RUNS: dict[str, tuple[object, ...]] = {
     "sft": ("sft",),
@@ -108,7 +108,7 @@ def test_a_checkpoint_does_not_know_how_many_processes_wrote_it(tmp_path, tiny, 
     assert {each.name for each in (tmp_path / "split/run/checkpoints").iterdir()} == {"00000002", "00000004"}
     shutil.rmtree(tmp_path / "split/cache")  # the reference is asked again, before the checkpoint is read
     said = many[1]([*asked, "--resume"], tmp_path / "split")
-    assert [(each.status, each.err) for each in said] == [(0, "going on after update 4\n"), (0, "")][: len(said)]
+    assert [(each.status, told(each.err)) for each in said] == [(0, ["going on after update 4"]), (0, [])][: len(said)]
     assert_near(tmp_path / "whole/run", tmp_path / "split/run")
     for name in ("weights", "optimizer"):
         tensors, others = (
@@ -135,7 +135,7 @@ def test_torchrun_starts_it_and_one_process_speaks(tmp_path, tiny, votes):
     assert "rlaif" not in done.err
     assert_near(tmp_path / "one/run", tmp_path / "two/run")
     assert sorted(each.name for each in (tmp_path / "two/run").iterdir()) == [
-        "card.md", "checkpoints", "config.toml", "curves.png", "metrics.jsonl", "model",
+        "card.md", "checkpoints", "config.toml", "curves.png", "failures.jsonl", "metrics.jsonl", "model",
     ]  # fmt: skip
 
 
@@ -146,4 +146,4 @@ def test_what_goes_wrong_in_one_process_ends_all_and_is_told(tmp_path, tiny):
     asked = words(RUNS["reward"], poisoned(tiny, tmp_path / "poisoned"), written(tmp_path / "votes.jsonl", rows), 40)
     both = together(asked, tmp_path / "two")
     assert [(each.status, each.out) for each in both] == [(1, ""), (1, "")]
-    assert "rlaif: the loss is not a number; rows: row 17\n" in {each.err for each in both}
+    assert ["rlaif: the loss is not a number; rows: row 17"] in [told(each.err) for each in both]
