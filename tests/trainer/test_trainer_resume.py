@@ -21,6 +21,7 @@ from torch import nn
 from trainer import checkpoint
 from trainer.config import TrainingError
 
+pytestmark = pytest.mark.training
 LORA = ("--model.lora", 4, "--model.lora-dropout", 0.3)
 RUNS: dict[str, tuple[object, ...]] = {
     "sft": ("sft",),
