@@ -42,8 +42,9 @@ def test_killed_at_any_moment_everyone_goes_on_where_they_were(folder):
 def test_every_vote_that_was_answered_is_there_whenever_it_is_killed(folder):
     rows = [{**ROWS[0], "id": f"row {n}", "prompt": f"Question {n}?"} for n in range(5000)]
     write(folder / "in.jsonl", rows)
-    dice, answered = random.Random(0), 0
-    for _ in range(4):
+    dice, answered, kills = random.Random(0), 0, 0
+    while kills < 4 or answered <= 20:  # a busy machine takes few votes before each
+        kills += 1
         with page(folder, "in.jsonl", "--raters", "ann") as it:
             found = int(re.findall(r"(\d+) of 5000", get(it.links["ann"]))[0])
             assert answered <= found <= answered + 1, "at most one was stored whose answer was lost"
@@ -53,7 +54,6 @@ def test_every_vote_that_was_answered_is_there_whenever_it_is_killed(folder):
                 while True:
                     vote(it.links["ann"], choice="1")
                     answered += 1
-    assert answered > 20
 
 
 def test_the_votes_are_written_while_people_vote(folder):
