@@ -86,8 +86,8 @@ def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row
     ordered = sorted(rows, key=lambda row: -row.size)
     while True:
         bins = _even(ordered, -(-count // multiple) * multiple)
-        heaviest = max(sum(row.size for row in each) for each in bins)
-        if heaviest <= tokens or len(bins) >= len(rows):
+        # A row that is too large by itself stands alone: no number of passes makes it smaller.
+        if all(len(each) <= 1 or sum(row.size for row in each) <= tokens for each in bins):
             return bins
         count = len(bins) + 1
 

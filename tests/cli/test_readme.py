@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def folder(tmp_path_factory) -> Path:
     for source, name, count in (("helpfulness", "comparisons", 3), ("responses", "responses", 4)):
         lines = (samples / f"{source}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         (made / f"{name}.jsonl").write_text("".join(lines[:count]), encoding="utf-8")
+    shutil.copytree(ROOT / "examples", made / "examples")
     return made
 
 
