@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -341,7 +340,7 @@ def test_transformers_scores_as_we_do(tmp_path, monkeypatch, special, ends, lora
     llama(eos_token_id=ends, initializer_range=0.05).save_pretrained(tmp_path / "start")
     made.save_pretrained(tmp_path / "start")
     examples = [Example(str(at), each["prompt"], (each["chosen"], each["rejected"])) for at, each in enumerate(TEXTS)]
-    encoded = encode(examples, Encoder(made), most=200, response=None, unusable=Counter())
+    encoded = encode(examples, Encoder(made), most=200, response=None, failures=[])
     asked = [f"{each['prompt']} {each[kind]} {made.eos_token}" for each in TEXTS for kind in ("chosen", "rejected")]
     assert made(asked).input_ids == [[*row.prompt, *answer] for row in encoded for answer in row.answers]
     wanted = trained(tmp_path / "start", tmp_path / "out", encoded, monkeypatch, lora)
