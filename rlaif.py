@@ -739,13 +739,20 @@ def _train(wanted: Wanted) -> int:
 
     from evaluator.clusters import numbered
     from evaluator.intervals import mean_interval
-    from trainer.run import train
 
     def interval(values: Sequence[float], topics: Sequence[str]) -> dict[str, Any]:
         return mean_interval(np.asarray(values), numbered(topics)).json()
 
     config = wanted.config
-    result = train(config, cache=_cache(), interval=interval, tell=_say, version=_version(), resume=wanted.resume)
+    common = {"cache": _cache(), "interval": interval, "tell": _say, "version": _version(), "resume": wanted.resume}
+    if config.reward is None:
+        from trainer.run import train
+
+        result = train(config, **common)
+    else:
+        from trainer.online import train as train_online
+
+        result = train_online(config, **common, elsewhere=_rewards(config.reward.task))
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
     if wanted.json:
@@ -755,6 +762,17 @@ def _train(wanted: Wanted) -> int:
     if result.failed:
         _say(f"{result.failed} rows failed; see {result.out / 'failures.jsonl'}")
     return SOME_FAILED if result.failed else OK
+
+
+def _rewards(task: str) -> Callable[[str], Any]:
+    """A trainer's reward by its name: a labeler or a server, as a plain callable."""
+    from labeler.as_reward import rewards
+
+    def opened(name: str) -> Any:
+        reach = _reach(name, Remote(), Limits())
+        return rewards(name, task=task, cache=_cache(), reach=reach, token=os.environ.get("RLAIF_TOKEN") or None)
+
+    return opened
 
 
 def _visible(text: str) -> str:

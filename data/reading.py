@@ -9,8 +9,8 @@ from pathlib import Path
 
 from data import tables
 from data.errors import FileError, RlaifError, RowError
-from data.records import Comparison, Failure, Response, Vote
-from data.sources import COMPARISON_SHAPES, RESPONSE_SHAPES, columns
+from data.records import Comparison, Failure, Prompted, Response, Vote, content_id
+from data.sources import COMPARISON_SHAPES, PROMPT_SHAPES, RESPONSE_SHAPES, columns
 from data.sources.shape import Shape
 from data.tables import BadRow, Numbered
 
@@ -24,7 +24,7 @@ class Reading:
 
     source: str
     shape: Shape
-    rows: Iterator[Comparison | Response | Failure]
+    rows: Iterator[Comparison | Response | Prompted | Failure]
 
 
 def comparisons(source: str, named: str | None = None) -> Iterator[Comparison | Failure]:
@@ -54,6 +54,28 @@ def each_response(source: str, named: str | None = None) -> Iterator[Response | 
         return
     if first is not None:
         yield from chain([first], rows)
+
+
+def prompts(source: str, named: str | None = None) -> Iterator[Prompted | Failure]:
+    """The prompts of a file, of comparisons, responses, or prompts alone, each once. Raises FileError."""
+    seen: set[str] = set()
+    for row in _prompting(source, named):
+        if isinstance(row, Failure):
+            yield row
+            continue
+        alone = row if isinstance(row, Prompted) else Prompted(id=row.id, prompt=row.prompt, meta=row.meta)
+        content = content_id(alone.model_dump()["prompt"], [])
+        if content not in seen:
+            seen.add(content)
+            yield alone
+
+
+def _prompting(source: str, named: str | None) -> Iterator[Comparison | Response | Prompted | Failure]:
+    if named is not None and "=" in named:
+        shapes = (columns.prompts(columns.parse(named)),)
+    else:
+        shapes = (*COMPARISON_SHAPES, *RESPONSE_SHAPES, *PROMPT_SHAPES)
+    return _open(source, shapes, "prompts").rows
 
 
 def _singly(row: Comparison | Failure) -> Sequence[Response | Failure]:
@@ -103,11 +125,11 @@ def _no_shape(source: str, shapes: Sequence[Shape], what: str, seen: Sequence[Nu
     return (
         f"{source}: cannot be read as {what}: it has the columns {', '.join(found[:12])}; expected {expected}; "
         "for others name them: --columns prompt=COLUMN,"
-        + ("a=COLUMN,b=COLUMN,human=COLUMN" if what == "comparisons" else "response=COLUMN")
+        + {"comparisons": "a=COLUMN,b=COLUMN,human=COLUMN", "responses": "response=COLUMN"}.get(what, "id=COLUMN")
     )
 
 
-def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Comparison | Response | Failure]:
+def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Comparison | Response | Prompted | Failure]:
     name = source if source.startswith("hf:") else Path(source).name
     for each in rows:
         place = f"{name}:{each.number}"

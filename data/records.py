@@ -114,6 +114,14 @@ class Response(Record):
         return hashed([*_texts(self.prompt), self.response])
 
 
+class Prompted(Record):
+    """A prompt alone."""
+
+    id: str
+    prompt: Prompt
+    meta: dict[str, Any] = {}
+
+
 class Order(Record):
     """The labeler's answer for one shown order of a pair.
 

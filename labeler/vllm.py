@@ -61,7 +61,7 @@ class _Vllm:
             for draw in draws
         ]
         outputs = self._generate([draw.prompt for draw in draws], params)
-        return [Written(each.text, len(each.token_ids)) for each in outputs]
+        return [Written(each.text, tuple(each.token_ids), (), each.finish_reason == "stop") for each in outputs]
 
     def close(self) -> None:
         self._model.llm_engine.engine_core.shutdown()

@@ -8,7 +8,7 @@ Shapes: N tokens of a pack, C hidden width, H query heads, G key heads, D width 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,10 @@ FAMILY = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 ROPES = frozenset({"default", "linear", "llama3", "yarn"})
 """Rotary positions that do not depend on how long the sequence is, so that a prefix's keys hold for all."""
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor | None]
+"""What a layer, by its number, makes of its queries (N, H, D), which are scaled, keys and values (N, G, D): (N, H * D).
+"""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,16 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
     """Keys and values of a prefix, for `forward`."""
     layers: list[PrefixLayer] = []
     pack = Pack(list(tokens), list(range(len(tokens))), [], chain(0, len(tokens), len(tokens)), [], {})
+    last = len(model.model.layers) - 1
     for stable in (model.dtype == torch.float16, True):
         layers.clear()
-        _layers(model, pack, prefix=None, keep=layers, wanted=None, stable=stable)
+        attend = trees(pack, None, stable=stable, device=model.device)
+
+        def keep(index: int, query: Tensor, key: Tensor, value: Tensor, attend: Attend = attend) -> Tensor | None:
+            layers.append(prefix_layer(key, value))
+            return attend(index, query, key, value) if index < last else None
+
+        layers_of(model, *laid(model, pack.tokens, pack.positions), keep)
         if bool(torch.isfinite(layers[-1].keys).all()):
             break
     return Prefix(tokens, layers)
@@ -68,54 +79,55 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
 @torch.no_grad()
 def forward(model: Any, pack: Pack, prefix: Prefix | None, wanted: Sequence[int]) -> Tensor:
     """The last hidden states at the places `wanted`, (len(wanted), C), ready for the head."""
-    if model.dtype != torch.float16:  # whose range is too small to go without the maximum
-        hidden = _layers(model, pack, prefix, keep=None, wanted=wanted, stable=False)
+    places = torch.tensor(list(wanted), device=model.device)
+    for stable in (model.dtype == torch.float16, True):  # whose range is too small to go without the maximum
+        attend = trees(pack, prefix, stable=stable, device=model.device)
+        hidden = layers_of(model, *laid(model, pack.tokens, pack.positions), attend, places)
         if bool(torch.isfinite(hidden).all()):
-            return hidden
-    return _layers(model, pack, prefix, keep=None, wanted=wanted, stable=True)
+            break
+    return hidden
 
 
-def _layers(
-    model: Any,
-    pack: Pack,
-    prefix: Prefix | None,
-    *,
-    keep: list[PrefixLayer] | None,
-    wanted: Sequence[int] | None,
-    stable: bool,
-) -> Tensor:
-    """All layers and the last norm. `keep` collects keys and values; of `wanted` tokens alone come states, (n, C)."""
-    decoder, device = model.model, model.device
-    hidden = decoder.embed_tokens(torch.tensor(pack.tokens, device=device))
-    positions = torch.tensor([pack.positions], device=device)
-    cos, sin = (each.transpose(0, 1) for each in decoder.rotary_emb(hidden, position_ids=positions))
-    places = None if wanted is None else torch.tensor(list(wanted), device=device)
-    plan = make_plan(pack, device)
+def laid(model: Any, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Tokens and their positions as `layers_of` takes them."""
+    return torch.tensor(tokens, device=model.device), torch.tensor(positions, device=model.device)
+
+
+def layers_of(model: Any, tokens: Tensor, positions: Tensor, attend: Attend, places: Tensor | None = None) -> Tensor:
+    """All layers and the last norm over tokens (N,) at positions (N,): hidden states (N, C), or those of `places`.
+
+    Each layer mixes what `attend` makes of it; where that is None, the states so far come back.
+    """
+    decoder = model.model
+    hidden = decoder.embed_tokens(tokens)
+    cos, sin = (each.transpose(0, 1) for each in decoder.rotary_emb(hidden, position_ids=positions.unsqueeze(0)))
     for index, layer in enumerate(decoder.layers):
         attention = layer.self_attn
         normed = _norm(layer.input_layernorm, hidden)
         key = _rotate(_heads(attention, "k", normed), cos, sin)
         value = _heads(attention, "v", normed)
-        if keep is not None:
-            keep.append(prefix_layer(key, value))
-            if index == len(decoder.layers) - 1:
-                return hidden
         query = _rotate(_heads(attention, "q", normed), cos, sin).mul_(attention.scaling)
-        mixed = tree_attention(
-            query,
-            key,
-            value,
-            plan=plan,
-            prefix=None if prefix is None else prefix.layers[index],
-            stable=stable,
-        )
+        mixed = attend(index, query, key, value)
+        if mixed is None:
+            return hidden
         if places is not None and index == len(decoder.layers) - 1:
             hidden, mixed = hidden[places], mixed[places]
-        hidden = attention.o_proj(mixed).add_(hidden)
+        hidden.add_(attention.o_proj(mixed))
         normed = _norm(layer.post_attention_layernorm, hidden)
         gate = F.silu(layer.mlp.gate_proj(normed), inplace=True)
-        hidden = layer.mlp.down_proj(gate.mul_(layer.mlp.up_proj(normed))).add_(hidden)
+        hidden.add_(layer.mlp.down_proj(gate.mul_(layer.mlp.up_proj(normed))))
     return _norm(decoder.norm, hidden)
+
+
+def trees(pack: Pack, prefix: Prefix | None, *, stable: bool, device: torch.device) -> Attend:
+    """Attention within a pack, and to a prefix."""
+    plan = make_plan(pack, device)
+
+    def attend(index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        own = None if prefix is None else prefix.layers[index]
+        return tree_attention(query, key, value, plan=plan, prefix=own, stable=stable)
+
+    return attend
 
 
 def _norm(module: Any, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ Shapes: N tokens of a pack, H query heads in G groups of R = H / G, D width of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -80,6 +81,19 @@ def use(model: Any) -> None:
                 f"{config.model_type}: its layers do not keep texts with a common beginning apart, so it cannot be"
                 " trained here; take a model with attention in every layer"
             )
+
+
+@contextmanager
+def unused(model: Any) -> Generator[None]:
+    """The model attends plainly meanwhile."""
+    used = _used(model)
+    if used:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if used:
+            model.set_attn_implementation(NAME)
 
 
 def _used(model: Any) -> bool:

@@ -6,21 +6,24 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from lm import adapt
-from lm.branches import LogProbabilities, Scores, bare, without_adapters
+from lm.branches import Actor, LogProbabilities, Scores, bare, without_adapters
 from lm.load import Head, LanguageModel, load_trainable
 from trainer import parallel, reference
-from trainer.config import Config, Cpl, Dpo, Reward, Sft, TrainingError
+from trainer.config import Config, Cpl, Dpo, Hir, Ppo, Reinforce, Reward, Sft, TrainingError
 from trainer.cpl import cpl
 from trainer.dpo import dpo, objective
 from trainer.loop import Algorithm, Passes
 from trainer.reward import reward
 from trainer.rows import Row
 from trainer.sft import sft
+
+M = TypeVar("M", bound=nn.Module)
 
 CPU_TOKENS, GPU_TOKENS = 4096, 16384
 """Tokens that go through a model at once: enough for fast products; on a GPU what 80 GiB hold of a 1B model."""
@@ -31,7 +34,7 @@ class Built:
     """A model that is ready to be trained, and its tokenizer."""
 
     loaded: LanguageModel
-    module: Scores | LogProbabilities
+    module: Scores | LogProbabilities | Actor
     passes: Passes
 
 
@@ -65,15 +68,29 @@ def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
         enable({"use_reentrant": False})
         if own.lora:
             bare(model).enable_input_require_grads()
-    module = Scores(model) if scored else LogProbabilities(model)
+    module = Scores(model) if scored else _policy(model, config)
     layers = adapt.layers(model)
     if own.compile:
         for layer in layers:
             layer.compile(dynamic=True)
     if not alone:
-        parallel.shard(module, layers, device)
+        sharded(module, layers, device)
     tokens = config.run.tokens or (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS)
     return Built(replace(loaded, model=model), module, Passes(device, tokens, own.dtype == "bfloat16"))
+
+
+def sharded(module: M, layers: Sequence[nn.Module], device: torch.device) -> M:
+    """The module, spread over all processes where there are several."""
+    parallel.shard(module, layers, device)
+    return module
+
+
+def _policy(model: Any, config: Config) -> LogProbabilities | Actor:
+    if config.rollout is None:
+        return LogProbabilities(model)
+    chosen = config.algorithm
+    valued = isinstance(chosen, Ppo | Reinforce) and chosen.critic == "trunk"
+    return Actor(model, temperature=config.rollout.temperature, valued=valued, meaned=isinstance(chosen, Hir))
 
 
 def algorithm(

@@ -13,7 +13,27 @@ from cyclopts import App, ArgumentCollection, Parameter
 from cyclopts.config import Dict
 
 from data.errors import UsageError
-from trainer.config import Config, Cpl, Data, Dpo, Model, Optim, Reward, Run, Sft, TrainingError
+from trainer.config import (
+    Algorithm,
+    Config,
+    Cpl,
+    Data,
+    Dpo,
+    Grpo,
+    Hir,
+    Judged,
+    Model,
+    Optim,
+    Ppo,
+    Reinforce,
+    Rejection,
+    Rest,
+    Reward,
+    Rollout,
+    Run,
+    Sft,
+    TrainingError,
+)
 
 
 def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection) -> None:
@@ -32,8 +52,9 @@ def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection
 
 app = App(
     name="train",
-    help="Train a model on labels: sft, reward, dpo, cpl.\n\nA run is a TOML file of [model] [data] [optim] "
-    "[algorithm] [run]; each field is an option too, --section.field VALUE, which wins.\n\n"
+    help="Train a model: on labels (sft, reward, dpo, cpl), or on its own samples and their rewards (ppo, reinforce, grpo, "
+    "rejection, rest, hir).\n\nA run is a TOML file of [model] [data] [optim] "
+    "[algorithm] [run], and for the latter [rollout] [reward]; each field is an option too, --section.field VALUE, which wins.\n\n"
     "Several processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
     default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj
@@ -62,7 +83,7 @@ class Common:
     resume: Annotated[bool, Parameter(help="Go on from the last checkpoint, exactly.")] = False
     json: Annotated[bool, Parameter(help="Print one JSON object with the result.")] = False
 
-    def wanted(self, algorithm: Sft | Reward | Dpo | Cpl) -> Wanted:
+    def wanted(self, algorithm: Algorithm, rollout: Rollout | None = None, reward: Judged | None = None) -> Wanted:
         if not self.data.train or self.run.out == Path():
             raise UsageError(
                 "what is learned from, and where to? Say --data.train FILE --run.out DIR, or --config FILE.toml"
@@ -70,11 +91,31 @@ class Common:
         missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
         if missing:
             raise TrainingError(f"training needs {' and '.join(missing)}: pip install 'rlaif-service[train]'")
-        config = Config(algorithm=algorithm, data=self.data, run=self.run, model=self.model, optim=self.optim)
+        config = Config(
+            algorithm=algorithm,
+            data=self.data,
+            run=self.run,
+            model=self.model,
+            optim=self.optim,
+            rollout=rollout,
+            reward=reward,
+        )
         return Wanted(config, self.resume, self.json)
 
 
-NOTHING = Common()
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Sampling(Common):
+    """What a run has that learns from its own samples."""
+
+    rollout: Rollout = field(default_factory=Rollout)
+    reward: Judged = field(default_factory=Judged)
+
+    def sampled(self, algorithm: Algorithm) -> Wanted:
+        return self.wanted(algorithm, self.rollout, self.reward)
+
+
+NOTHING, ALONE = Common(), Sampling()
 
 
 @app.command
@@ -99,3 +140,39 @@ def dpo(*, common: Common = NOTHING, algorithm: Dpo | None = None) -> Wanted:
 def cpl(*, common: Common = NOTHING, algorithm: Cpl | None = None) -> Wanted:
     """Train a policy on soft labels without a reference (Hejna et al. 2023)."""
     return common.wanted(algorithm or Cpl())
+
+
+@app.command
+def ppo(*, common: Sampling = ALONE, algorithm: Ppo | None = None) -> Wanted:
+    """Train a policy on rewards, with a critic and a KL penalty (Ouyang et al. 2022)."""
+    return common.sampled(algorithm or Ppo())
+
+
+@app.command
+def reinforce(*, common: Sampling = ALONE, algorithm: Reinforce | None = None) -> Wanted:
+    """Train a policy on rewards as RLAIF does: REINFORCE with a learned baseline (Lee et al. 2023)."""
+    return common.sampled(algorithm or Reinforce())
+
+
+@app.command
+def grpo(*, common: Sampling = ALONE, algorithm: Grpo | None = None) -> Wanted:
+    """Train a policy on rewards without a critic: GRPO, Dr. GRPO, DAPO, RLOO."""
+    return common.sampled(algorithm or Grpo())
+
+
+@app.command
+def rejection(*, common: Sampling = ALONE, algorithm: Rejection | None = None) -> Wanted:
+    """Imitate each prompt's best response of several, round after round (Llama 2)."""
+    return common.sampled(algorithm or Rejection())
+
+
+@app.command
+def rest(*, common: Sampling = ALONE, algorithm: Rest | None = None) -> Wanted:
+    """Grow samples, then improve on ever better parts of them (Gulcehre et al. 2023)."""
+    return common.sampled(algorithm or Rest())
+
+
+@app.command
+def hir(*, common: Sampling = ALONE, algorithm: Hir | None = None) -> Wanted:
+    """Learn from every response under the instruction that it fulfils (Zhang et al. 2023)."""
+    return common.sampled(algorithm or Hir())

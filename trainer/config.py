@@ -71,6 +71,8 @@ class Data:
     """Prompt and response together; longer prompts lose their beginning, longer responses are left out."""
     max_response: int | None = None
     """Most tokens of a response."""
+    pretrain: str | None = None
+    """For ppo with ptx: what sft takes, kept likely meanwhile."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 8:
@@ -90,7 +92,7 @@ class Optim:
     epochs: float = 1.0
     """How often each row is seen."""
     steps: int | None = None
-    """Updates, in place of epochs."""
+    """Updates, in place of epochs; rounds, for what learns from its own samples."""
     warmup: float = 0.03
     """The part of all updates in which the rate rises."""
     floor: float = 0.1
@@ -215,7 +217,235 @@ class Cpl:
             raise TrainingError("algorithm.conservative lies in (0, 1], algorithm.alpha above 0")
 
 
-Algorithm = Sft | Reward | Dpo | Cpl
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """How the policy samples what it learns from."""
+
+    prompts: int = 32
+    """Prompts of one round; each round samples, asks for rewards, then learns."""
+    samples: int = 4
+    """Responses to each prompt."""
+    max_tokens: int = 128
+    """Most tokens of a response."""
+    temperature: float = 1.0
+    """What is learned is the policy at this temperature."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response, beside the model's own ending."""
+    unended: float = 0.0
+    """Taken from the reward of a response that did not end within `max_tokens`."""
+    rows: int = 64
+    """Responses that are written at the same time; changes no number."""
+
+    def __post_init__(self) -> None:
+        if min(self.prompts, self.samples, self.max_tokens, self.rows) < 1:
+            raise TrainingError("rollout.prompts, samples, max_tokens and rows must be at least 1")
+        if not 0 < self.temperature < math.inf:
+            raise TrainingError(
+                f"rollout.temperature {self.temperature:g}: expected more than 0, or all samples would be the same"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Who says how good a response is."""
+
+    of: tuple[str, ...] = ()
+    """reward:DIR (a reward model), http://HOST:PORT (`rlaif serve`), MODULE:FUNCTION of yours (prompts, responses) ->
+    numbers, or a labeler (local:..., openai:...) with `task`. Two with rule safety-first: helpfulness, safety.
+    """
+    task: str = ""
+    """What a labeler is asked (`rlaif tasks`)."""
+    rule: Literal["sum", "safety-first"] = "sum"
+    """sum adds what each says times its weight; safety-first is Llama 2's: safety below `unsafe`, or for a prompt that is
+    marked as unsafe, else helpfulness; then the logit, whitened.
+    """
+    weights: tuple[float, ...] = ()
+    """One for each of `of`. Default: all 1."""
+    unsafe: float = 0.15
+    """Where safety, as a probability, comes first."""
+    failures: Literal["drop", "stop"] = "drop"
+    """A response without a reward is left out, or ends the run; it never counts as 0."""
+    patience: float = 600.0
+    """Seconds to wait for a server that gives no reward at all."""
+
+    def __post_init__(self) -> None:
+        if self.rule == "safety-first" and len(self.of) != 2:
+            raise TrainingError("reward.rule safety-first needs two in reward.of: helpfulness, then safety")
+        if self.weights and len(self.weights) != len(self.of):
+            raise TrainingError(f"reward.weights: {len(self.weights)} for {len(self.of)} in reward.of")
+
+
+Critic = Literal["trunk", "model", "reward"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ppo:
+    """Proximal policy optimisation with a KL penalty in the reward (Ziegler et al. 2019; Ouyang et al. 2022)."""
+
+    beta: float = 0.05
+    """Weight of the KL penalty."""
+    target: float | None = None
+    """The KL of a whole response that `beta` is adapted to. Default: `beta` stays."""
+    horizon: float = 10000.0
+    """Responses in which an adapted `beta` changes by a fifth."""
+    estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Of the KL penalty; k1 alone has the right gradient in a reward."""
+    gamma: float = 1.0
+    """Discount of later rewards."""
+    lam: float = 0.95
+    """GAE's lambda: 1 trusts rewards, 0 the critic."""
+    epochs: int = 4
+    """Passes over a round's samples."""
+    clip: float = 0.2
+    """How far the policy's ratio may move in one round."""
+    value_clip: float = 0.2
+    """How far a value may move in one round."""
+    value_weight: float = 0.1
+    """Weight of the critic's loss."""
+    critic: Critic = "trunk"
+    """trunk: a head on the policy; model: a model of its own that begins as the policy; reward: the first reward:DIR."""
+    whiten: bool = False
+    """Scale rewards to variance 1, without shifting their mean."""
+    entropy: float = 0.0
+    """Weight of an entropy bonus."""
+    stop: float | None = None
+    """End a round's updates when the policy is this far (KL per token) from what sampled it."""
+    ptx: float = 0.0
+    """PPO-ptx: weight of log-likelihood on `data.pretrain`, in the same updates."""
+    reference: str | None = None
+    """The model to stay close to. Default: the one that is trained, as it is before."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "horizon", "clip", "value_clip", "epochs")
+        _not_negative(self, "beta", "value_weight", "entropy", "ptx")
+        if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise TrainingError("algorithm.gamma lies in (0, 1], algorithm.lam in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce:
+    """REINFORCE as in RLAIF (Lee et al. 2023, appendix F): (1 - beta) reward - beta KL, with a learned baseline."""
+
+    beta: float = 0.05
+    """In [0, 1]: the KL's weight; the reward has what is left."""
+    value_weight: float = 0.5
+    """Weight of the critic's loss."""
+    critic: Critic = "trunk"
+    """trunk: a head on the policy; model: a model of its own; reward: the first reward:DIR."""
+    reference: str | None = None
+    """The model to stay close to. Default: the one that is trained, as it is before."""
+
+    def __post_init__(self) -> None:
+        _not_negative(self, "value_weight")
+        if not 0 <= self.beta <= 1:
+            raise TrainingError(f"algorithm.beta {self.beta:g}: expected 0 to 1; the reward has weight 1 - beta")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo:
+    """Group baselines: what a response is worth against the others to its prompt (GRPO, Dr. GRPO, DAPO, RLOO)."""
+
+    advantage: Literal["grpo", "batch", "centered", "rloo"] = "grpo"
+    """Less the group's mean, over its deviation (grpo), over that of all (batch), or over nothing (centered); rloo: less
+    the mean of the others.
+    """
+    aggregate: Literal["response", "token", "constant"] = "response"
+    """The mean of responses' means (GRPO), of all tokens (DAPO, BNPO), or sums over `max_tokens` (Dr. GRPO)."""
+    beta: float = 0.04
+    """Weight of the KL penalty."""
+    penalty: Literal["loss", "reward"] = "loss"
+    """Where the KL stands: a term of the loss (GRPO), or in the reward (RLOO)."""
+    estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Of the KL; GRPO takes k3. In a reward k1 has the right gradient, in a loss k2."""
+    clip: float = 0.2
+    """How far the policy's ratio may move in one round."""
+    epochs: int = 1
+    """Passes over a round's samples."""
+    reference: str | None = None
+    """The model to stay close to. Default: the one that is trained, as it is before."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "clip", "epochs")
+        _not_negative(self, "beta")
+        if self.penalty == "loss" and self.estimator == "k1":
+            raise TrainingError("algorithm.estimator k1 has no gradient in a loss: take k2 or k3, or penalty reward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Rejection sampling: fine-tune on each prompt's best response of all rounds so far (Llama 2)."""
+
+    epochs: int = 1
+    """Passes over the best responses, each round."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rest:
+    """ReST (Gulcehre et al. 2023): each round grows a set of samples, then improves on ever better parts of it."""
+
+    thresholds: tuple[float, ...] = (0.7, 0.8, 0.9)
+    """One pass each: what a reward has to exceed. As percentiles, parts of the responses that are left out."""
+    kind: Literal["percentile", "prompt", "absolute"] = "percentile"
+    """percentile of all rewards; of those of each prompt; or the reward itself."""
+    decay: float = 0.5
+    """Each pass learns at this part of the rate before it."""
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or list(self.thresholds) != sorted(set(self.thresholds)):
+            raise TrainingError("algorithm.thresholds: expected numbers that rise")
+        if self.kind != "absolute" and not all(0 <= each < 1 for each in self.thresholds):
+            raise TrainingError(f"algorithm.thresholds: as {self.kind} they lie in [0, 1)")
+        if not 0 < self.decay <= 1:
+            raise TrainingError(f"algorithm.decay {self.decay:g}: expected more than 0, at most 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hir:
+    """Hindsight instruction relabeling (Zhang et al. 2023): every response is right for some instruction."""
+
+    right: str = "Give a good answer."
+    """What is put before a prompt whose response has more than `threshold`."""
+    wrong: str = "Give a bad answer."
+    """What is put before the others."""
+    threshold: float = 0.0
+    """The reward that a good answer exceeds."""
+    smoothing: float = 0.2
+    """Label smoothing of the likelihood and of the contrast."""
+    contrast: float = 1.0
+    """Weight of the contrast between both instructions."""
+    entropy: float = 0.001
+    """Weight of an entropy bonus."""
+    epochs: int = 1
+    """Passes over a round's samples."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "epochs")
+        _not_negative(self, "contrast", "entropy")
+        if not 0 <= self.smoothing < 0.5:
+            raise TrainingError(f"algorithm.smoothing {self.smoothing:g}: expected 0 to less than .5")
+        if self.right.strip() == self.wrong.strip():
+            raise TrainingError("algorithm.right and algorithm.wrong are the same instruction")
+
+
+def _positive(section: object, *names: str) -> None:
+    for name in names:
+        if not 0 < getattr(section, name) < math.inf:
+            raise TrainingError(f"algorithm.{name} {getattr(section, name):g}: expected more than 0")
+
+
+def _not_negative(section: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(section, name) < math.inf:
+            raise TrainingError(f"algorithm.{name} {getattr(section, name):g}: expected 0 or more")
+
+
+Offline = Sft | Reward | Dpo | Cpl
+Online = Ppo | Reinforce | Grpo | Rejection | Rest | Hir
+"""What learns from its own samples."""
+Algorithm = Offline | Online
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,3 +457,5 @@ class Config:
     run: Run
     model: Model = field(default_factory=Model)
     optim: Optim = field(default_factory=Optim)
+    rollout: Rollout | None = None
+    reward: Judged | None = None

@@ -65,7 +65,8 @@ def _replace(place: Path, text: str) -> None:
 
 def toml(config: Config) -> str:
     """A configuration as the file that makes it; what is left to derive is left out."""
-    sections = [f"[{each.name}]\n{_section(getattr(config, each.name))}" for each in fields(config)]
+    given = [(each.name, getattr(config, each.name)) for each in fields(config)]
+    sections = [f"[{name}]\n{_section(section)}" for name, section in given if section is not None]
     return "\n".join(sections)
 
 

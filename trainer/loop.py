@@ -44,6 +44,16 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class Beside:
+    """What is learned in the same updates: its gradients are added, `weight` times (PPO-ptx, Ouyang et al. 2022, eq. 2)."""
+
+    name: str
+    algorithm: Algorithm
+    rows: Callable[[int], Sequence[Row]]
+    weight: float
+
+
+@dataclass(frozen=True)
 class Update:
     """What one step of the optimizer did. `number` counts from 1."""
 
@@ -58,6 +68,7 @@ def fit(
     passes: Passes,
     rate: Callable[[int], float],
     clip: float,
+    beside: Beside | None = None,
 ) -> Iterator[Update]:
     """Take one step for each numbered batch and yield what happened. Raises TrainingError where a loss is no number."""
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
@@ -66,6 +77,9 @@ def fit(
         for group in optimizer.param_groups:
             group["lr"] = rate(number)
         metrics = _accumulate(algorithm, batch, passes)
+        if beside is not None:
+            more = _accumulate(beside.algorithm, beside.rows(number), passes, beside.weight)
+            metrics |= {f"{beside.name}_{name}": value for name, value in more.items()}
         norm = float(_whole(nn.utils.clip_grad_norm_(parameters, clip or math.inf)))
         if not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
@@ -75,8 +89,8 @@ def fit(
         yield Update(number, {**metrics, "grad_norm": norm, "lr": rate(number)})
 
 
-def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes) -> dict[str, float]:
-    """Gradients of the batch's weighted mean, and the means of what was logged."""
+def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes, times: float = 1.0) -> dict[str, float]:
+    """Gradients of the batch's weighted mean, so many times, and the means of what was logged."""
     weight = sum(map(algorithm.weigh, batch))
     sums: dict[str, float] = {}
     for rows in parallel.mine(pieces(batch, passes.tokens, parallel.world())):
@@ -90,7 +104,7 @@ def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes) -> d
                 broken = [row for row, each in zip(rows, loss.tolist(), strict=True) if not math.isfinite(each)]
                 raise TrainingError(f"the loss is not a number; rows: {_named(broken)}")
             # FSDP averages gradients over processes; their sum is what is meant.
-            ((loss * weights).sum() * (parallel.world() / weight)).backward()
+            ((loss * weights).sum() * (times * parallel.world() / weight)).backward()
         except RuntimeError as error:
             raise _explained(error, passes, rows) from error
         for name, each in zip(values, logged, strict=True):

@@ -1,13 +1,15 @@
 """What is minimised? Pure functions of scores or log-probabilities, one implementation each, soft labels first.
 
-All tensors are (B,), one number a pair, and so are the results: whoever calls takes the mean. In a pair, `first` is the
-response that the data prefers and `p` >= .5 how surely (1: a hard label); nothing here needs that order but the margin.
+Of preferences all tensors are (B,), one number a pair, and so are the results: whoever calls takes the mean. In a pair,
+`first` is the response that the data prefers and `p` >= .5 how surely (1: a hard label); nothing here needs that order
+but the margin. Of samples they are (T,), one number a token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -85,3 +87,29 @@ def cpl(first: Tensor, second: Tensor, p: Tensor, conservative: float = 1.0) -> 
         return F.softplus(conservative * bad - good)
 
     return p * hard(first, second) + (1 - p) * hard(second, first)
+
+
+def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's surrogate, as a loss: max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), with rho = pi / pi_old (Schulman et al. 2017,
+    eq. 7).
+    """
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def value_clipped(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """Half the larger of two squared errors: of V, and of V kept within eps of what it was."""
+    near = old + (values - old).clamp(-clip, clip)
+    return torch.maximum((values - returns).square(), (near - returns).square()) / 2
+
+
+def reinforce(log_probabilities: Tensor, advantage: Tensor) -> Tensor:
+    """-A log pi, whose gradient is that of the expected reward (Williams 1992)."""
+    return -advantage * log_probabilities
+
+
+def hindsight(right: Tensor, wrong: Tensor, noise: float) -> Tensor:
+    """HIR's contrast of an answer's mean log-probability under the instruction that it fulfils and under the opposite one:
+    -(1 - eps) log(p+ / (p+ + p-)) - eps log(p- / (p+ + p-)) (Zhang et al. 2023, released code).
+    """
+    return soft(logistic, right - wrong, torch.full_like(right, 1 - noise))

@@ -6,7 +6,8 @@ With one process every function here gives back what it got.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -80,6 +81,19 @@ def settle(module: nn.Module) -> None:
     reshard = getattr(module, "reshard", None)
     if reshard is not None:
         reshard()
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Generator[None]:
+    """The whole parameters on every process meanwhile, for what does not go through the module's own forward."""
+    sharded = [each for each in module.modules() if hasattr(each, "unshard")]
+    for each in sharded:
+        each.unshard()
+    try:
+        yield
+    finally:
+        for each in sharded:
+            each.reshard()
 
 
 def from_first(make: Callable[[], T]) -> T:

@@ -11,8 +11,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from tqdm import tqdm
-
 from data.records import Failure, hashed
 from lm.branches import bare
 from lm.chat import Encoder
@@ -22,9 +20,7 @@ from trainer.config import Config, Dpo, Reward, Sft, TrainingError
 from trainer.examples import Example, Learned
 from trainer.loop import Algorithm, adamw, fit, look, rate
 from trainer.rows import Row, batch, encode, updates
-
-Interval = Callable[[Sequence[float], Sequence[str]], Mapping[str, Any]]
-"""A mean with its bounds, from values and what belongs together."""
+from trainer.running import Interval, bar, write
 
 PATIENCE = 3
 """Looks without a better one, after which a reward model has begun to overfit."""
@@ -118,8 +114,8 @@ def train(
             tell(note)
         if parallel.first():  # now that it can begin: what is mended after an error can be started again
             folder.begin(config.run.out, config, taught.failures)
-        with _bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as bar:
-            aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, bar.update)
+        with bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as shown:
+            aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, shown.update)
         course = _Course(config, built, aim, taught, interval, tell)
         try:
             result = course.run(resume=resume)
@@ -127,7 +123,16 @@ def train(
             kept = checkpoint.latest(config.run.out / folder.CHECKPOINTS)
             tell(f"\nstopped; {f'--resume goes on after update {int(kept.name)}' if kept else 'nothing was saved yet'}")
             raise
-        _write(config, built, taught, result, version, cache)
+        write(
+            config,
+            built,
+            built.module,
+            cache,
+            title=_title(config),
+            facts=_facts(config, built, taught, version),
+            result=result.lines(),
+            configured=_centered(config, result),
+        )
         if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
             tell(missing)
     finally:
@@ -190,11 +195,11 @@ class _Course:
         numbers = range(done + 1, self._total + 1)
         batches = ((number, batch(rows, optim.batch, number - 1, self._config.run.seed)) for number in numbers)
         learning = fit(self._aim, batches, self._optimizer, self._built.passes, rate(optim, self._total), optim.clip)
-        with _bar("updates", self._total, hidden=False, initial=done) as bar:
+        with bar("updates", self._total, hidden=False, initial=done) as shown:
             began = time.monotonic()
             for update in learning:
-                bar.set_postfix_str(f"loss {update.metrics['loss']:.4f}", refresh=False)
-                bar.update()
+                shown.set_postfix_str(f"loss {update.metrics['loss']:.4f}", refresh=False)
+                shown.update()
                 epoch = update.number * optim.batch / len(rows)
                 seconds, began = time.monotonic() - began, time.monotonic()
                 yield update.number, {"update": update.number, "epoch": epoch, **update.metrics, "seconds": seconds}
@@ -319,21 +324,17 @@ def _read(config: Config, source: str, labels: str | None) -> Learned:
     return examples.preferences(source, labels, columns=columns, limit=limit, margins=margins)
 
 
-def _write(config: Config, built: Built, taught: Teaching, result: Result, version: str, cache: Path) -> None:
-    """The model for anyone to load, and its card. A sharded model is put together in a new one."""
-    weights = checkpoint.trained(built.module) if parallel.world() > 1 else None
-    if not parallel.first():
-        return
-    if weights is not None:
-        built = build(config, cache, alone=True)
-        built.module.load_state_dict(weights, strict=False)
-    inner = bare(built.loaded.model)
-    if isinstance(config.algorithm, Reward):
-        centered = config.algorithm.center_on == "heldout" and "mean_score" in result.heldout
-        inner.config.reward_bias = -result.heldout["mean_score"] if centered else 0.0
-        built.loaded.tokenizer.pad_token_id = inner.config.pad_token_id
-    folder.export(config.run.out, built.loaded.model, built.loaded.tokenizer)
-    folder.card(config.run.out, _title(config), _facts(config, built, taught, version), config, result.lines())
+def _centered(config: Config, result: Result) -> Callable[[Built], None]:
+    """A reward model's bias, and a padding token that no answer ends with."""
+
+    def configured(built: Built) -> None:
+        if isinstance(config.algorithm, Reward):
+            inner = bare(built.loaded.model)
+            centered = config.algorithm.center_on == "heldout" and "mean_score" in result.heldout
+            inner.config.reward_bias = -result.heldout["mean_score"] if centered else 0.0
+            built.loaded.tokenizer.pad_token_id = inner.config.pad_token_id
+
+    return configured
 
 
 def _title(config: Config) -> str:
@@ -355,8 +356,3 @@ def _asks(config: Config) -> bool:
 
 def _mean(values: Sequence[float], weights: Sequence[float]) -> float:
     return fmean(values, weights)
-
-
-def _bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:
-    silent = hidden or not parallel.first() or not sys.stderr.isatty()
-    return tqdm(total=total, desc=name, initial=initial, mininterval=1, disable=silent, leave=False)

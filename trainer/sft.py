@@ -6,20 +6,21 @@ from collections.abc import Sequence
 
 import torch
 
-from lm.branches import LogProbabilities, totals
+from lm.branches import Actor, LogProbabilities, Told, totals
 from trainer.loop import Algorithm, Values
 from trainer.pairs import laid_out
 from trainer.rows import Row
 
 
-def sft(policy: LogProbabilities) -> Algorithm:
+def sft(policy: LogProbabilities | Actor) -> Algorithm:
     """The mean cross-entropy of response tokens over an update; prompts are masked (Ouyang et al. 2022)."""
 
     def values(rows: Sequence[Row]) -> Values:
         laid = laid_out(rows)
         lengths = torch.tensor(laid.lengths, dtype=torch.float32)
         owner = torch.tensor([at for at, row in enumerate(rows) for _ in row.answers])
-        own = totals(policy(laid), laid.lengths)
+        said = policy(laid)
+        own = totals(said.likelihoods if isinstance(said, Told) else said, laid.lengths)
         summed = own.new_zeros(len(rows)).index_add(0, owner.to(own.device), own)
         tokens = lengths.new_zeros(len(rows)).index_add(0, owner, lengths)
         return {"loss": -summed / tokens.to(own.device)}

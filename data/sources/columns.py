@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from data.errors import RlaifError, RowError
-from data.records import Comparison, Response, content_id, make
+from data.records import Comparison, Prompted, Response, content_id, make
 from data.sources.shape import Choice, Fields, Shape, choice, conversation, has, own_id, pair, rest, text, vote
 
 PAIR = ("id", "prompt", "a", "b", "human", "rater", "model_a", "model_b")
@@ -77,6 +77,20 @@ def responses(columns: Mapping[str, str]) -> Shape:
         return make(Response, {**row, "meta": rest(fields, used)})
 
     return Shape(_about(columns), has(*single.values(), *raters), read)
+
+
+def prompts(columns: Mapping[str, str]) -> Shape:
+    """The prompts of any table. Raises RlaifError where `prompt` is not named."""
+    if "prompt" not in columns:
+        raise RlaifError("--columns: expected prompt=COLUMN")
+
+    def read(fields: Fields) -> Prompted:
+        named = {name: fields[column] for name, column in columns.items() if column in fields}
+        prompt = conversation(named.get("prompt"))
+        known = own_id(named) or content_id(prompt, [])
+        return make(Prompted, {"id": known, "prompt": prompt, "meta": rest(fields, frozenset(columns.values()))})
+
+    return Shape(_about(columns), has(columns["prompt"]), read)
 
 
 def rating(value: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from data.errors import RowError
-from data.records import Comparison, Response, Vote, content_id, make
+from data.records import Comparison, Prompted, Response, Vote, content_id, make
 
 Fields = Mapping[str, Any]
 Choice = int | str | None
@@ -21,7 +21,7 @@ class Shape:
 
     about: str
     matches: Callable[[frozenset[str]], bool]
-    read: Callable[[Fields], Comparison | Response]
+    read: Callable[[Fields], Comparison | Response | Prompted]
 
 
 def has(*columns: str) -> Callable[[frozenset[str]], bool]:

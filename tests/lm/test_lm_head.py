@@ -79,3 +79,29 @@ def test_logits_too_large_for_exp_stay_finite():
     assert torch.isfinite(found).all()
     torch.testing.assert_close(found, softmax(loud, linear, tokens), rtol=1e-6, atol=1e-3)
     assert all(torch.isfinite(each).all() for each in gradients(found, loud, linear))
+
+
+@pytest.mark.parametrize("piece", [VOCABULARY, 5 * VOCABULARY, 1 << 25])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_entropies_and_their_gradients_are_those_of_the_softmax(piece, bias, monkeypatch):
+    monkeypatch.setattr(head, "PIECE", piece)
+    hidden, linear, tokens = given(bias=bias)
+    every = linear(hidden).log_softmax(-1)
+    expected = softmax(hidden, linear, tokens), -(every.exp() * every).sum(-1)
+    found = head.foretold(hidden, linear, tokens)
+    for own, wanted in zip(found, expected, strict=True):
+        assert torch.allclose(own, wanted, atol=1e-5)
+    ours, theirs = (gradients(a * 2 - b / 3, hidden, linear) for a, b in (found, expected))
+    for own, wanted in zip(ours, theirs, strict=True):
+        assert torch.allclose(own, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_the_mean_over_the_vocabulary_comes_from_one_token(bias):
+    hidden, linear, tokens = given(bias=bias)
+    likely = softmax(hidden, linear, tokens)
+    found = head.mean_log_probability(hidden, linear, tokens, likely)
+    expected = linear(hidden).log_softmax(-1).mean(-1)
+    assert torch.allclose(found, expected, atol=1e-5)
+    for own, wanted in zip(gradients(found, hidden, linear), gradients(expected, hidden, linear), strict=True):
+        assert torch.allclose(own, wanted, atol=1e-5)

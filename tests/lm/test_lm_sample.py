@@ -30,7 +30,33 @@ def test_greedy_text_equals_the_models_own_generation(tiny_llama, tokenizer):
 def test_a_rows_sample_does_not_depend_on_its_batch(tiny_llama, tokenizer):
     draws = [draw((20 + at, 30, 40), seed=at, temperature=1.0) for at in range(5)]
     alone = [write(tiny_llama, tokenizer, [each], batch=1)[0] for each in draws]
-    assert write(tiny_llama, tokenizer, draws, batch=5) == alone
+    assert [each.drawn for each in write(tiny_llama, tokenizer, draws, batch=5)] == [each.drawn for each in alone]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_likelihoods_are_those_of_the_distribution_that_was_drawn_from(tiny_llama, tokenizer, temperature):
+    prompt = (20, 30, 40)
+    asked = Draw(prompt, 9, temperature, 0, 3, ())
+    (found,) = write(tiny_llama, tokenizer, [asked], batch=1)
+    ids = torch.tensor([[*prompt, *found.drawn]])
+    every = (tiny_llama(ids).logits[0] / temperature).log_softmax(-1)
+    expected = [float(every[len(prompt) - 1 + at, token]) for at, token in enumerate(found.drawn)]
+    assert found.likelihoods == pytest.approx(expected, abs=1e-4)
+    assert not found.ended
+
+
+@torch.no_grad()
+def test_draws_follow_the_models_distribution(tiny_llama, tokenizer):
+    """The counts of 4,000 first tokens against their chances, by chi-square over the likeliest."""
+    prompt = (20, 30, 40)
+    draws = [Draw(prompt, 1, 1.0, 0, seed, ()) for seed in range(4000)]
+    first = torch.tensor([each.drawn[0] for each in write(tiny_llama, tokenizer, draws, batch=4000)])
+    chances = tiny_llama(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    top = chances.topk(20).indices
+    seen = torch.stack([(first == each).sum() for each in top]).float()
+    expected = 4000 * chances[top]
+    assert float(((seen - expected) ** 2 / expected).sum()) < 45.3  # .999 of chi-square with 20 degrees
 
 
 def test_seeds_give_different_samples_of_one_prompt(tiny_llama, tokenizer):

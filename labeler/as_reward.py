@@ -1,0 +1,62 @@
+"""A labeler or a reward server as a plain callable, (prompts, responses) -> rewards, for a trainer in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from data.errors import RlaifError
+from data.records import Failure, Prompt, Response
+from labeler.client import RewardClient
+from labeler.ladder import climb
+from labeler.opening import KINDS, Reach, open_backend
+from labeler.options import Options
+from labeler.score import Scorer
+from prompts.task import load
+
+Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
+
+
+def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None) -> Rewards:
+    """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None where there is none.
+
+    Raises RlaifError for a name that means neither.
+    """
+    if name.startswith(("http://", "https://")):
+        return _served(name, token)
+    if name.partition(":")[0] not in KINDS:
+        raise RlaifError(
+            f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION of a module that can be imported,"
+            " or a labeler (`rlaif models`)"
+        )
+    if not task:
+        raise RlaifError(f"reward.of {name}: which question is it asked? Say reward.task (`rlaif tasks` lists them)")
+    return _asked(name, task, cache, reach)
+
+
+def _served(url: str, token: str | None) -> Rewards:
+    client = RewardClient(url, token)
+
+    def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]
+        return client.rewards(plain, responses)
+
+    return found
+
+
+def _asked(name: str, task: str, cache: Path, reach: Reach) -> Rewards:
+    options = Options()
+    backend = open_backend(name, cache=cache, dtype="auto", device="auto", reach=reach)
+    scorer = Scorer(load(task), climb(backend, options.needs, options.votes), options)
+    loop = asyncio.Runner()  # one loop for the run: connections belong to it
+
+    def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        rows = [
+            Response(id=str(at), prompt=prompt, response=response)
+            for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
+        ]
+        answers = loop.run(scorer(rows)) if rows else []
+        return [None if isinstance(each, Failure) else each.reward for each in answers]
+
+    return found

@@ -1,0 +1,468 @@
+"""A run that learns from its own samples: sample, ask for rewards, learn; round after round."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from data import reading
+from data.records import Failure, Prompt, fingerprint, hashed
+from lm.chat import Encoder
+from trainer import checkpoint, curves, examples, folder, parallel, trackers
+from trainer.build import Built, build
+from trainer.config import Config, Hir, Ppo, TrainingError
+from trainer.experience import Method, Players
+from trainer.hir import asked
+from trainer.loop import Update, adamw, fit, rate
+from trainer.players import gather, inner, method, pretraining
+from trainer.rewards import Opener, combined, opened, patiently
+from trainer.rollouts import Ask, Group, Known, Question, rewarded, sampled
+from trainer.rows import batch, encode, updates
+from trainer.running import Interval, bar, write
+
+LOOKS = 10
+"""Looks at the held-out prompts in a run."""
+LOOK = -1
+"""The round of a look's random numbers: the same at each, so that two looks differ by the policy alone."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The prompts of a run."""
+
+    train: list[Question]
+    heldout: list[Question]
+    digest: str
+    failures: list[Failure]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Earned:
+    """How a run ended. `before` and `reward` are held-out rewards, with bounds."""
+
+    out: Path
+    rounds: int
+    updates: int
+    seconds: float
+    before: Mapping[str, Any] | None
+    reward: Mapping[str, Any] | None
+    heldout: Mapping[str, float]
+    prompts: int
+    heldout_prompts: int
+    failed: int
+
+    def lines(self) -> list[str]:
+        """What a person is told at the end."""
+        lines = [f"{self.rounds} rounds, {self.updates} updates, on {self.prompts} prompts"]
+        for name, value in (("before", self.before), ("now", self.reward)):
+            if value is not None:
+                bounds = "" if value.get("low") is None else f" [{value['low']:.4f}, {value['high']:.4f}]"
+                lines.append(f"held-out reward {name} {value['value']:.4f}{bounds}, n {value['n']}")
+        lines += [f"held-out {name} {value:.4f}" for name, value in self.heldout.items() if name != "reward"]
+        return lines
+
+    def json(self) -> dict[str, Any]:
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {**found, "out": str(self.out), "heldout": dict(self.heldout)}
+
+
+def train(
+    config: Config,
+    *,
+    cache: Path,
+    interval: Interval,
+    tell: Callable[[str], None],
+    version: str,
+    resume: bool,
+    elsewhere: Opener,
+) -> Earned:
+    """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
+    started = time.monotonic()
+    assert config.reward is not None
+    folder.check(config.run.out, config, resume=resume)
+    found, unusable = _read(config)
+    tell = tell if parallel.first() else lambda _line: None
+    sources = opened(config.reward, elsewhere, config.model.device)
+    built = build(config, cache)
+    try:
+        encoder = Encoder(built.loaded.tokenizer)
+        prompts = _questions(config, found, unusable, built, encoder)
+        for note in prompts.notes:
+            tell(note)
+        players, trained = gather(built, config, cache)
+        if parallel.first():
+            folder.begin(config.run.out, config, prompts.failures)
+        ask = _patient(config, combined(config.reward, sources), tell)
+        course = _Course(config, built, players, trained, prompts, encoder, ask, interval, tell)
+        try:
+            result = course.run(resume=resume)
+        except KeyboardInterrupt:
+            kept = checkpoint.latest(config.run.out / folder.CHECKPOINTS)
+            tell(f"\nstopped; {f'--resume goes on after round {int(kept.name)}' if kept else 'nothing was saved yet'}")
+            raise
+        write(
+            config,
+            built,
+            trained,
+            cache,
+            title=_title(config),
+            facts=_facts(config, built, prompts, version),
+            result=result.lines(),
+        )
+        if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
+            tell(missing)
+    finally:
+        parallel.end()
+    return replace(result, seconds=time.monotonic() - started)
+
+
+class _Course:
+    """A run under way: policy, optimizer, checkpoints and numbers, which have to be kept in step."""
+
+    def __init__(
+        self,
+        config: Config,
+        built: Built,
+        players: Players,
+        trained: Any,
+        prompts: Asked,
+        encoder: Encoder,
+        ask: Ask,
+        interval: Interval,
+        tell: Callable[[str], None],
+    ) -> None:
+        assert config.rollout is not None
+        self._config, self._built, self._rollout = config, built, config.rollout
+        self._players, self._trained, self._prompts = players, trained, prompts
+        self._ask, self._interval, self._tell = ask, interval, tell
+        self._optimizer = adamw(trained, config.optim)
+        self._checkpoints = config.run.out / folder.CHECKPOINTS
+        self._rounds = config.optim.steps or updates(len(prompts.train), self._rollout.prompts, config.optim.epochs)
+        self._rate = rate(config.optim, self._rounds)
+        self._every = config.run.evaluate_every or max(1, -(-self._rounds // LOOKS))
+        self._save_every = config.run.save_every or self._every
+        self._method = self._made(encoder)
+        self._of = [f"prompts {prompts.digest}", f"model {built.loaded.identity}"]
+        self._updates = 0
+        self._before: dict[str, Any] | None = None
+        self._seen: tuple[dict[str, Any] | None, dict[str, float]] = (None, {})
+        self._earlier: list[Group] = []
+
+    def run(self, *, resume: bool) -> Earned:
+        done = self._resume() if resume else 0
+        out = self._config.run.out
+        known = Known.read(out, resume=resume)
+        if self._method.history:
+            self._earlier = known.groups(self._prompts.train, done, self._rollout.unended)
+        metrics = folder.Metrics(out, done or None) if parallel.first() else None
+        logs = trackers.opened(self._config, out) if metrics is not None else []
+        adds = (metrics.add, *logs) if metrics is not None else ()
+        if done == 0:
+            self._look(0, adds)
+        with bar("rounds", self._rounds, hidden=False, initial=done) as shown:
+            for number in range(done + 1, self._rounds + 1):
+                line = self._round(number, known)
+                shown.set_postfix_str(f"reward {line['reward']:.4f}", refresh=False)
+                shown.update()
+                for add in adds:
+                    add(line)
+                if number % self._every == 0 or number == self._rounds:
+                    self._look(number, adds)
+                if number % self._save_every == 0 or number == self._rounds:
+                    self._save(number)
+        if done == self._rounds:
+            self._look(done, ())
+        reward, heldout = self._seen
+        return Earned(
+            out=out,
+            rounds=self._rounds,
+            updates=self._updates,
+            seconds=0.0,
+            before=self._before,
+            reward=reward,
+            heldout=heldout,
+            prompts=len(self._prompts.train),
+            heldout_prompts=len(self._prompts.heldout),
+            failed=len(self._prompts.failures),
+        )
+
+    def _round(self, number: int, known: Known) -> dict[str, Any]:
+        """Sample, ask, learn."""
+        began = time.monotonic()
+        config, size = self._config, self._rollout.prompts
+        some = _chosen(self._prompts.train, size, number - 1, config.run.seed)
+        groups = self._sample(some, number, known)
+        sampling = time.monotonic() - began
+        if not any(group.rewarded for group in groups):
+            raise TrainingError(f"round {number}: no response has a reward; the last checkpoint stays")
+        made = self._method.prepare(number, [*self._earlier, *groups] if self._method.history else groups)
+        if self._method.history:
+            self._earlier += groups
+        sums: list[dict[str, float]] = []
+        for update in self._learn(number, made.lessons):
+            sums.append(update.metrics)
+            if self._method.enough(update.metrics):
+                break
+        self._updates += len(sums)
+        learned = {name: fmean(each[name] for each in sums) for name in sums[0]} if sums else {}
+        told = {"updates": len(sums), "lr": self._rate(number), "sampling_seconds": sampling}
+        kept = sum(len(group.rewarded) for group in groups) / sum(len(group.samples) for group in groups)
+        ended = fmean(float(each.ended) for group in groups for each in group.samples)
+        epoch = number * size / len(self._prompts.train)
+        line = {"update": number, "epoch": epoch, **made.metrics, "rewarded": kept, "ended": ended, **learned, **told}
+        return {**line, "seconds": time.monotonic() - began}
+
+    def _learn(self, number: int, lessons: Iterator[Any]) -> Iterator[Update]:
+        for lesson in lessons:
+            at = lesson.rate * self._rate(number)
+            numbered = enumerate(lesson.batches, self._updates + 1)
+            yield from fit(
+                self._method.algorithm,
+                numbered,
+                self._optimizer,
+                self._built.passes,
+                lambda _number, at=at: at,
+                self._config.optim.clip,
+                self._method.beside,
+            )
+
+    def _sample(self, questions: Sequence[Question], number: int, known: Known | None) -> list[Group]:
+        """Groups of the questions, in their order; each process writes its share."""
+        look = number == LOOK
+        with parallel.gathered(self._players.actor), bar("samples", len(questions), hidden=False) as shown:
+            written = sampled(
+                inner(self._built),
+                self._built.loaded.tokenizer,
+                parallel.mine(questions),
+                self._rollout,
+                number=number,
+                seed=self._config.run.seed,
+                precision=self._built.passes.precision,
+                samples=1 if look else None,
+            )
+            own = rewarded(
+                written,
+                self._ask,
+                known,
+                number=number,
+                unended=self._rollout.unended,
+                done=lambda count: shown.update(count // (1 if look else self._rollout.samples)),
+            )
+        found = parallel.joined({group.question.id: group for group in own})
+        return [found[each.id] for each in questions]
+
+    def _look(self, number: int, adds: Sequence[Callable[[Mapping[str, Any]], object]]) -> None:
+        """Sample once for each held-out prompt; a run without any has only its training rewards."""
+        if not self._prompts.heldout:
+            return
+        groups = [each for each in self._sample(self._prompts.heldout, LOOK, None) if each.rewarded]
+        if not groups:
+            raise TrainingError("no held-out response has a reward; the last checkpoint stays")
+        rewards = [fmean(each.reward or 0.0 for each in group.rewarded) for group in groups]
+        bounds = dict(self._interval(rewards, [group.question.topic for group in groups]))
+        samples = [each for group in groups for each in group.samples]
+        means = {
+            "reward": fmean(rewards),
+            "length": fmean(len(each.tokens) for each in samples),
+            "ended": fmean(float(each.ended) for each in samples),
+            **({} if self._players.reference is None else {"kl": self._distance(groups)}),
+        }
+        self._seen = (bounds, means)
+        if number == 0:
+            self._before = bounds
+        if not sys.stderr.isatty():  # where no bar is seen
+            self._tell(f"round {number} of {self._rounds}: held-out reward {means['reward']:.4f}")
+        for add in adds:
+            add({"update": number, "heldout": means, "reward": bounds})
+
+    def _distance(self, groups: Sequence[Group]) -> float:
+        """KL from the reference of whole held-out responses, estimated on what was sampled."""
+        from trainer.experience import experiences, joined, lengths, told
+
+        rows = told(experiences(groups), self._players)
+        ratio = joined(rows, "old") - joined(rows, "reference")
+        return float(ratio.sum()) / len(lengths(rows))
+
+    def _save(self, number: int) -> None:
+        state = {"method": self._method.state, "updates": self._updates, "before": self._before, "of": self._of}
+        checkpoint.save(self._checkpoints, number, self._trained, self._optimizer, state)
+        checkpoint.prune(self._checkpoints, self._config.run.keep, None)
+
+    def _resume(self) -> int:
+        place = checkpoint.latest(self._checkpoints)
+        if place is None:
+            return 0
+        state = checkpoint.load(place, self._trained, self._optimizer)
+        if state["of"] != self._of:
+            raise TrainingError(
+                f"{place}: was made from {' and '.join(state['of'])}; now it is {' and '.join(self._of)}: with other"
+                " prompts, or another model, a run cannot go on; begin another --run.out"
+            )
+        if self._method.state is not None:
+            self._method.state.update(state["method"])
+        self._updates, self._before = state["updates"], state["before"]
+        self._tell(f"going on after round {state['update']}")
+        return int(state["update"])
+
+    def _made(self, encoder: Encoder) -> Method:
+        config = self._config
+        most = _room(config, self._built)
+
+        def prompt(text: Prompt) -> tuple[int, ...]:
+            return encoder.prompt(_turns(text), most)
+
+        beside = None
+        if isinstance(config.algorithm, Ppo) and config.algorithm.ptx:
+            if config.data.pretrain is None:
+                raise TrainingError("algorithm.ptx: keeps what likely? Say --data.pretrain FILE (what sft takes)")
+            learned = examples.demonstrations(config.data.pretrain, None, columns=None, limit=None, every=False)
+            rows = encode(learned.examples, encoder, most=self._built.loaded.context, response=None, failures=[])
+            beside = pretraining(
+                self._players, config, rows, lambda number, size: batch(rows, size, number, config.run.seed)
+            )
+        return method(self._players, config, partial(_order, config.run.seed), prompt, beside)
+
+
+def _order(seed: int, count: int, number: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(f"{seed} {number} {epoch}").shuffle(order)  # noqa: S311  an order, no secret
+    return order
+
+
+def _chosen(questions: Sequence[Question], size: int, number: int, seed: int) -> list[Question]:
+    """The prompts of a round, each at most once."""
+    found: list[Question] = []
+    for at in range(number * size, (number + 1) * size):
+        epoch, place = divmod(at, len(questions))
+        each = questions[_order(seed, len(questions), 0, epoch)[place]]
+        if each not in found:
+            found.append(each)
+    return found
+
+
+def _room(config: Config, built: Built) -> int:
+    """Tokens of a prompt that leave room for the response. Raises TrainingError."""
+    assert config.rollout is not None
+    most = min(config.data.max_tokens, built.loaded.context) - config.rollout.max_tokens
+    if most < 8:
+        raise TrainingError(
+            f"rollout.max_tokens {config.rollout.max_tokens}: leaves no room for a prompt in data.max_tokens"
+            f" {config.data.max_tokens} and the model's {built.loaded.context}"
+        )
+    return most
+
+
+def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+    return [("user", prompt)] if isinstance(prompt, str) else [(each.role, each.content) for each in prompt]
+
+
+def _read(config: Config) -> tuple[tuple[list[Any], list[Any] | None], list[Failure]]:
+    failures: list[Failure] = []
+
+    def read(source: str) -> list[Any]:
+        rows: list[Any] = []
+        for row in islice(reading.prompts(source, config.data.columns), config.data.limit):
+            (failures if isinstance(row, Failure) else rows).append(row)
+        if not rows:
+            raise TrainingError(f"{source}: no prompt: {failures[0].message if failures else 'it is empty'}")
+        return rows
+
+    return (read(config.data.train), None if config.data.heldout is None else read(config.data.heldout)), failures
+
+
+def _questions(
+    config: Config,
+    found: tuple[list[Any], list[Any] | None],
+    failures: list[Failure],
+    built: Built,
+    encoder: Encoder,
+) -> Asked:
+    """Prompts as tokens; those that are cut, and those that do not fit, are told."""
+    most = _room(config, built)
+    notes: list[str] = []
+    known, apart = found
+    if apart is None:
+        topics = sorted({_topic(each.prompt) for each in known}, key=lambda each: fingerprint(["heldout", each]))
+        chosen = set(topics[: min(round(len(topics) * examples.HELDOUT), examples.MOST_HELDOUT)])
+        apart = [each for each in known if _topic(each.prompt) in chosen]
+        known = [each for each in known if _topic(each.prompt) not in chosen]
+    else:
+        held = {_topic(each.prompt) for each in apart}
+        left = [each for each in known if _topic(each.prompt) not in held]
+        if len(left) < len(known):
+            notes.append(f"{len(known) - len(left)} prompts are held out too: not trained on")
+        known = left
+    cut = 0
+
+    def tokens(rows: Sequence[Any]) -> list[Question]:
+        nonlocal cut
+        made: list[Question] = []
+        names: Counter[str] = Counter()
+        for row in rows:
+            names[row.id] += 1
+            name = row.id if names[row.id] == 1 else f"{row.id}/{names[row.id]}"  # ids may clash, samples must not
+            try:
+                encoded = encoder.prompt(_turns(row.prompt), most)
+            except ValueError as error:
+                failures.append(Failure(id=row.id, stage="train", reason="too_long", message=str(error)))
+                continue
+            cut += len(encoded) == most
+            unsafe = bool(row.meta.get("unsafe", False))
+            question = Question(name, row.prompt, encoded, _topic(row.prompt), unsafe)
+            chosen = config.algorithm
+            if isinstance(chosen, Hir):
+                question = asked(question, chosen, lambda text: encoder.prompt(_turns(text), most))
+            made.append(question)
+        return made
+
+    train_, heldout = tokens(known), tokens(apart)
+    if not train_:
+        why = failures[0].message if failures else "all of its prompts are held out"
+        raise TrainingError(f"{config.data.train}: no prompt is left to train on: {why}")
+    if cut:
+        notes.append(f"{cut} prompts lost their beginning: they had more than {most} tokens")
+    digest = hashed([repr(each.tokens) for side in (train_, heldout) for each in side])
+    return Asked(train_, heldout, digest, failures, notes)
+
+
+def _topic(prompt: Prompt) -> str:
+    return fingerprint([prompt] if isinstance(prompt, str) else [each.content for each in prompt])
+
+
+def _patient(config: Config, ask: Ask, tell: Callable[[str], None]) -> Ask:
+    """Wait for a server that gives nothing; stop at a single failure where that was asked for."""
+    wanted = config.reward
+    assert wanted is not None
+
+    def patient(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> Sequence[float | None]:
+        found = patiently(lambda: ask(prompts, responses, unsafe), wanted.patience, tell)
+        if wanted.failures == "stop" and any(each is None for each in found):
+            count = sum(each is None for each in found)
+            raise TrainingError(f"{count} of {len(found)} responses have no reward (reward.failures stop)")
+        return found
+
+    return patient
+
+
+def _title(config: Config) -> str:
+    return f"A model trained by {type(config.algorithm).__name__.upper()}"
+
+
+def _facts(config: Config, built: Built, prompts: Asked, version: str) -> dict[str, str]:
+    assert config.reward is not None
+    return {
+        "trained from": built.loaded.identity,
+        "prompts": f"{config.data.train}: {len(prompts.train)}, and {len(prompts.heldout)} held out",
+        "rewarded by": ", ".join(config.reward.of),
+        "made with": f"rlaif-service {version}",
+    }

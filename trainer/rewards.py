@@ -1,0 +1,179 @@
+"""How good is each response? One callable for every source: (prompts, responses) -> a number or None, in order.
+
+A reward that failed is None and its sample is left out: it never counts as 0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from data.records import Prompt
+from lm.rewards import RewardModel
+from trainer.config import Judged, TrainingError
+
+Rewards = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
+"""What a reward is: as many numbers as responses, None for those without one."""
+Opener = Callable[[str], Rewards]
+"""Makes the reward of a name that this package does not know: a server's address, a labeler."""
+
+REWARD = "reward:"
+LEAST = 1e-6
+"""Probabilities are kept this far from 0 and 1 before their logit is taken."""
+AGAIN = 5.0
+"""Seconds between two tries while nothing answers."""
+
+
+def opened(config: Judged, elsewhere: Opener, device: str) -> list[Rewards]:
+    """The sources of a configuration, each ready to be called. Raises TrainingError, ModelError."""
+    if not config.of:
+        raise TrainingError(
+            "reward.of: who rewards? Say reward:DIR, http://HOST:PORT, MODULE:FUNCTION, or a labeler with reward.task"
+        )
+    return [_opened(name, elsewhere, device) for name in config.of]
+
+
+def combined(
+    config: Judged, sources: Sequence[Rewards]
+) -> Callable[[Sequence[Prompt], Sequence[str], Sequence[bool]], list[float | None]]:
+    """All sources as one; the last argument says which prompts are marked as unsafe. A response that any source cannot
+    reward has no reward.
+    """
+
+    def ask(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> list[float | None]:
+        found = [_asked(name, each, prompts, responses) for name, each in zip(config.of, sources, strict=True)]
+        if config.rule == "safety-first":
+            units = [_units(name, each) for name, each in zip(config.of, found, strict=True)]
+            return [
+                None if help_ is None or safe is None else safety_first(help_, safe, unsafe=mark, below=config.unsafe)
+                for help_, safe, mark in zip(*units, unsafe, strict=True)
+            ]
+        weights = config.weights or (1.0,) * len(found)
+        return [
+            None
+            if None in each
+            else math.fsum(w * value for w, value in zip(weights, each, strict=True) if value is not None)
+            for each in zip(*found, strict=True)
+        ]
+
+    return ask
+
+
+def safety_first(helpfulness: float, safety: float, *, unsafe: bool, below: float) -> float:
+    """Llama 2's rule (Touvron et al. 2023, section 3.2.3) on two probabilities: the logit of safety where the prompt is unsafe
+    or the response likely so, else of helpfulness. The caller whitens.
+    """
+    chosen = safety if unsafe or safety < below else helpfulness
+    kept = min(max(chosen, LEAST), 1 - LEAST)
+    return math.log(kept / (1 - kept))
+
+
+def patiently(
+    ask: Callable[[], Sequence[float | None]], patience: float, tell: Callable[[str], None]
+) -> Sequence[float | None]:
+    """Ask again while there is no reward at all, which a server that died for a minute shows. Raises TrainingError."""
+    end = time.monotonic() + patience
+    told = False
+    while True:
+        found = ask()
+        if not found or any(each is not None for each in found):
+            return found
+        if time.monotonic() >= end:
+            raise TrainingError(
+                f"no reward for any of {len(found)} responses, for {patience:g} s: is the reward's server there? The last"
+                " checkpoint stays; --resume goes on"
+            )
+        if not told:
+            tell(f"no reward for any of {len(found)} responses; asking again for {patience:g} s (reward.patience)")
+            told = True
+        time.sleep(min(AGAIN, max(0.0, end - time.monotonic())))
+
+
+def _opened(name: str, elsewhere: Opener, device: str) -> Rewards:
+    if name.startswith(REWARD):
+        return _model(name.removeprefix(REWARD), device)
+    module, colon, function = name.partition(":")
+    if colon and module.replace(".", "").isidentifier() and function.isidentifier() and "/" not in name:
+        own = _function(module, function)
+        if own is not None:
+            return own
+    return elsewhere(name)
+
+
+def _model(folder: str, device: str) -> Rewards:
+    model = RewardModel(folder, dtype="auto", device=device)
+
+    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        found: dict[int, float] = {}
+        asked: list[tuple[int, Any]] = []
+        for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            turns = [("user", prompt)] if isinstance(prompt, str) else [(each.role, each.content) for each in prompt]
+            try:
+                asked.append((at, model.encode(turns, response)))
+            except ValueError:  # too long for the model: there is no reward
+                continue
+        for (at, _), value in zip(asked, model.rewards([each for _, each in asked]), strict=True):
+            found[at] = value
+        return [found.get(at) for at in range(len(responses))]
+
+    return rewards
+
+
+def _function(module: str, name: str) -> Rewards | None:
+    """A function of the user's; None where there is no such module, so that the name may mean something else."""
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            return None
+        raise TrainingError(f"reward.of {module}:{name}: importing it failed: {error}") from error
+    except Exception as error:
+        raise TrainingError(
+            f"reward.of {module}:{name}: importing it failed: {type(error).__name__}: {error}"
+        ) from error
+    own = getattr(found, name, None)
+    if not callable(own):
+        raise TrainingError(f"reward.of {module}:{name}: {module} has no function {name}")
+
+    def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        plain: list[Any] = [each if isinstance(each, str) else [m.model_dump() for m in each] for each in prompts]
+        return list(own(plain, list(responses)))  # pyright: ignore[reportArgumentType]  checked by _asked
+
+    return rewards
+
+
+def _asked(name: str, source: Rewards, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+    """Numbers and None, whatever a source gives. Raises TrainingError for a source that is broken."""
+    try:
+        found = list(source(prompts, responses))
+    except TrainingError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}") from error
+    if len(found) != len(responses):
+        raise TrainingError(f"reward.of {name}: gave {len(found)} rewards for {len(responses)} responses")
+    return [_number(name, each) for each in found]
+
+
+def _number(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TrainingError(
+            f"reward.of {name}: {value!r:.60} is no number; None says that there is no reward"
+        ) from None
+    return number if math.isfinite(number) else None
+
+
+def _units(name: str, values: Sequence[float | None]) -> list[float | None]:
+    """As probabilities: scores of a reward model are logits, rewards of labelers lie in [-1, 1]."""
+    if name.startswith(REWARD):
+        return [None if each is None else 1 / (1 + math.exp(-max(-700.0, each))) for each in values]
+    if any(each is not None and not -1 <= each <= 1 for each in values):
+        raise TrainingError(f"reward.of {name}: safety-first takes reward:DIR, or rewards in [-1, 1]")
+    return [None if each is None else (each + 1) / 2 for each in values]
