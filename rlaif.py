@@ -739,20 +739,21 @@ def _train(wanted: Wanted) -> int:
 
     from evaluator.clusters import numbered
     from evaluator.intervals import mean_interval
+    from trainer.running import Around
 
     def interval(values: Sequence[float], topics: Sequence[str]) -> dict[str, Any]:
         return mean_interval(np.asarray(values), numbered(topics)).json()
 
     config = wanted.config
-    common = {"cache": _cache(), "interval": interval, "tell": _say, "version": _version(), "resume": wanted.resume}
+    around = Around(_cache(), interval, _say, _version())
     if config.reward is None:
         from trainer.run import train
 
-        result = train(config, **common)
+        result = train(config, around, resume=wanted.resume)
     else:
-        from trainer.online import train as train_online
+        from trainer import online
 
-        result = train_online(config, **common, elsewhere=_rewards(config.reward.task))
+        result = online.train(config, around, _rewards(config.reward.task), resume=wanted.resume)
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
     if wanted.json:

@@ -24,7 +24,7 @@ class Reading:
 
     source: str
     shape: Shape
-    rows: Iterator[Comparison | Response | Prompted | Failure]
+    rows: Iterator[Comparison | Response | Failure]
 
 
 def comparisons(source: str, named: str | None = None) -> Iterator[Comparison | Failure]:
@@ -75,7 +75,7 @@ def _prompting(source: str, named: str | None) -> Iterator[Comparison | Response
         shapes = (columns.prompts(columns.parse(named)),)
     else:
         shapes = (*COMPARISON_SHAPES, *RESPONSE_SHAPES, *PROMPT_SHAPES)
-    return _open(source, shapes, "prompts").rows
+    return _found(source, shapes, "prompts")[1]
 
 
 def _singly(row: Comparison | Failure) -> Sequence[Response | Failure]:
@@ -99,6 +99,14 @@ def open_responses(source: str, named: str | None = None) -> Reading:
 
 
 def _open(source: str, shapes: Sequence[Shape], what: str) -> Reading:
+    shape, rows = _found(source, shapes, what)
+    return Reading(source, shape, (row for row in rows if not isinstance(row, Prompted)))
+
+
+def _found(
+    source: str, shapes: Sequence[Shape], what: str
+) -> tuple[Shape, Iterator[Comparison | Response | Prompted | Failure]]:
+    """The first shape that matches, and the rows as it reads them. Raises FileError."""
     stream = tables.read(source)
     seen: list[Numbered] = []
     for each in stream:
@@ -110,7 +118,7 @@ def _open(source: str, shapes: Sequence[Shape], what: str) -> Reading:
         names = frozenset(each.row)
         shape = next((shape for shape in shapes if shape.matches(names)), None)
         if shape is not None:
-            return Reading(source, shape, _rows(source, shape, chain(seen, stream)))
+            return shape, _rows(source, shape, chain(seen, stream))
         if len(seen) >= PEEK:
             break
     raise FileError(_no_shape(source, shapes, what, seen))

@@ -27,8 +27,8 @@ def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | Non
         return _served(name, token)
     if name.partition(":")[0] not in KINDS:
         raise RlaifError(
-            f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION of a module that can be imported,"
-            " or a labeler (`rlaif models`)"
+            f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION that can be imported, or a"
+            " labeler (`rlaif models`)"
         )
     if not task:
         raise RlaifError(f"reward.of {name}: which question is it asked? Say reward.task (`rlaif tasks` lists them)")

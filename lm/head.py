@@ -77,7 +77,12 @@ def mean_log_probability(hidden: Tensor, head: torch.nn.Linear, tokens: Tensor, 
 class _Foretold(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, tokens: Tensor, entropic: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        tokens: Tensor,
+        entropic: bool,  # noqa: FBT001  apply takes no names
     ) -> tuple[Tensor, Tensor]:
         found, total = (hidden.new_empty(len(tokens), dtype=torch.float32) for _ in range(2))
         entropy = hidden.new_empty(len(tokens) if entropic else 0, dtype=torch.float32)

@@ -35,8 +35,8 @@ class Draw:
 
 @dataclass(frozen=True)
 class Written:
-    """A text; `drawn` are its tokens, with the one that ends it. `likelihoods` are log-probabilities of what was drawn, in
-    the distribution that it was drawn from. `ended` is false where there were no more tokens to be had.
+    """A text; `drawn` are its tokens, with the one that ends it. `likelihoods` are log-probabilities of what was drawn,
+    in the distribution that it was drawn from. `ended` is false where there were no more tokens to be had.
     """
 
     text: str

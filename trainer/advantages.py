@@ -16,11 +16,10 @@ Estimator = Literal["k1", "k2", "k3"]
 
 
 def divergence(log_ratio: Tensor, estimator: Estimator) -> Tensor:
-    """Schulman's estimators of KL[pi || ref] from log pi - log ref of what pi sampled; with r = ref / pi: k1 = -ln r, k2 =
-    (ln r)^2 / 2, k3 = r - 1 - ln r. k1 and k3 are unbiased, k3 is never negative.
+    """Schulman's estimators of KL[pi || ref] (2020) from log pi - log ref of what pi sampled; with r = ref / pi: k1 =
+    -ln r, k2 = (ln r)^2 / 2, k3 = r - 1 - ln r. k1 and k3 are unbiased, k3 is never negative.
 
-    As a reward k1 has the right gradient; as a loss k2 (Schulman 2020; papers differ on k3, whose gradient is that of the
-    other direction, KL[ref || pi]).
+    As a reward k1 has the right gradient, as a loss k2; that of k3 is of the other direction, KL[ref || pi].
     """
     match estimator:
         case "k1":
@@ -39,8 +38,8 @@ def placed(scores: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def gae(rewards: Tensor, values: Tensor, lengths: Sequence[int], *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, (T,) each: generalised advantage estimation (Schulman et al. 2016, eq. 16), with delta_t =
-    r_t + gamma V_{t+1} - V_t and no value after the last token.
+    """Advantages and returns, (T,) each: generalised advantage estimation (Schulman et al. 2016, eq. 16), with
+    delta_t = r_t + gamma V_{t+1} - V_t and no value after the last token.
     """
     grid, real = _grid(torch.stack([rewards, values]), lengths)
     advantage = grid.new_zeros(len(lengths))
@@ -80,8 +79,8 @@ def leave_one_out(rewards: Tensor, groups: Sequence[int]) -> Tensor:
 
 
 def standardised(rewards: Tensor, groups: Sequence[int], scale: Literal["group", "batch", "none"]) -> Tensor:
-    """Each answer's reward less its prompt's mean, over the deviation of its prompt's, or of all: GRPO (Shao et al. 2024,
-    section 4.1.2); without a scale Dr. GRPO (Liu et al. 2025). A group of equal rewards teaches nothing: 0.
+    """Each answer's reward less its prompt's mean, over the deviation of its prompt's, or of all: GRPO (Shao et al.
+    2024, section 4.1.2); without a scale Dr. GRPO (Liu et al. 2025). A group of equal rewards teaches nothing: 0.
     """
     centered = torch.cat([each - each.mean() for each in rewards.split(list(groups))])
     if scale == "none":
@@ -98,8 +97,8 @@ def spread(values: Tensor, lengths: Sequence[int]) -> Tensor:
 
 
 def adapted(coefficient: float, kl: float, *, target: float, horizon: float, count: int) -> float:
-    """The next KL coefficient (Ziegler et al. 2019, section 2.2): it grows while the summed KL of an answer is above the
-    target, at most by a fifth in `horizon` answers.
+    """The next KL coefficient (Ziegler et al. 2019, section 2.2): it grows while the summed KL of an answer is above
+    the target, at most by a fifth in `horizon` answers.
     """
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * count / horizon)

@@ -95,7 +95,7 @@ def _policy(model: Any, config: Config) -> LogProbabilities | Actor:
 
 def algorithm(
     built: Built, config: Config, rows: Sequence[Row], cache: Path, done: Callable[[int], object]
-) -> Algorithm:
+) -> Algorithm[Row]:
     """What the run minimises. `rows` are all that it will see: a cached reference is asked about them now."""
     match config.algorithm, built.module:
         case Reward() as chosen, Scores() as scores:

@@ -52,9 +52,9 @@ def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection
 
 app = App(
     name="train",
-    help="Train a model: on labels (sft, reward, dpo, cpl), or on its own samples and their rewards (ppo, reinforce, grpo, "
-    "rejection, rest, hir).\n\nA run is a TOML file of [model] [data] [optim] "
-    "[algorithm] [run], and for the latter [rollout] [reward]; each field is an option too, --section.field VALUE, which wins.\n\n"
+    help="Train a model: on labels (sft, reward, dpo, cpl), or on its own samples and their rewards (ppo, reinforce, "
+    "grpo, rejection, rest, hir).\n\nA run is a TOML file of [model] [data] [optim] [algorithm] [run], and for the "
+    "latter [rollout] [reward]; each field is an option too, --section.field VALUE, which wins.\n\n"
     "Several processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
     default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj

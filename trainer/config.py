@@ -256,8 +256,8 @@ class Judged:
     task: str = ""
     """What a labeler is asked (`rlaif tasks`)."""
     rule: Literal["sum", "safety-first"] = "sum"
-    """sum adds what each says times its weight; safety-first is Llama 2's: safety below `unsafe`, or for a prompt that is
-    marked as unsafe, else helpfulness; then the logit, whitened.
+    """sum adds what each says times its weight; safety-first is Llama 2's: safety below `unsafe`, or for a prompt
+    that is marked as unsafe, else helpfulness; then the logit, whitened.
     """
     weights: tuple[float, ...] = ()
     """One for each of `of`. Default: all 1."""
@@ -303,7 +303,7 @@ class Ppo:
     value_weight: float = 0.1
     """Weight of the critic's loss."""
     critic: Critic = "trunk"
-    """trunk: a head on the policy; model: a model of its own that begins as the policy; reward: the first reward:DIR."""
+    """trunk: a head on the policy; model: one of its own that begins as the policy; reward: the first reward:DIR."""
     whiten: bool = False
     """Scale rewards to variance 1, without shifting their mean."""
     entropy: float = 0.0
@@ -346,8 +346,8 @@ class Grpo:
     """Group baselines: what a response is worth against the others to its prompt (GRPO, Dr. GRPO, DAPO, RLOO)."""
 
     advantage: Literal["grpo", "batch", "centered", "rloo"] = "grpo"
-    """Less the group's mean, over its deviation (grpo), over that of all (batch), or over nothing (centered); rloo: less
-    the mean of the others.
+    """Less the group's mean, over its deviation (grpo), over that of all (batch), or over nothing (centered); rloo:
+    less the mean of the others.
     """
     aggregate: Literal["response", "token", "constant"] = "response"
     """The mean of responses' means (GRPO), of all tokens (DAPO, BNPO), or sums over `max_tokens` (Dr. GRPO)."""

@@ -12,7 +12,7 @@ from trainer.pairs import laid_out, paired
 from trainer.rows import Row
 
 
-def cpl(policy: LogProbabilities, config: Cpl) -> Algorithm:
+def cpl(policy: LogProbabilities, config: Cpl) -> Algorithm[Row]:
     """A response is one segment, its advantage alpha times its summed log-probability (gamma = 1)."""
 
     def values(rows: Sequence[Row]) -> Values:

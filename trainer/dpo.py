@@ -50,7 +50,7 @@ def objective(config: Dpo) -> Objective:
             return Objective(hard, averaged=True, referenced=False)
 
 
-def dpo(policy: LogProbabilities, reference: Reference | None, config: Dpo) -> Algorithm:
+def dpo(policy: LogProbabilities, reference: Reference | None, config: Dpo) -> Algorithm[Row]:
     """Rafailov et al. 2023, eq. 7, and its relatives; `reference` may be None for an objective without one."""
     aim = objective(config)
     noise = config.noise if config.loss == "sigmoid" else 0.0

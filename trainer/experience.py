@@ -23,8 +23,8 @@ NOTHING = torch.empty(0)
 class Experience(Row):
     """A prompt and the samples that have a reward, T tokens in all and A of them.
 
-    `old` and `reference` are log-probabilities (T,), of the policy that is about to learn and of the reference; `values`
-    (T,) is what the critic expected; `advantages` (T,) and `returns` (T,) are what an algorithm makes of them.
+    `old` and `reference` are log-probabilities (T,), of the policy that is about to learn and of the reference;
+    `values` (T,) is what the critic expected; `advantages` (T,) and `returns` (T,) are what an algorithm makes of them.
     """
 
     rewards: Tensor = NOTHING
@@ -47,7 +47,7 @@ class Experience(Row):
 
 @dataclass(frozen=True)
 class Players:
-    """The policy, and who it is held against: a critic of its own, a reference; `passes` is how rows go through them."""
+    """The policy, and who it is held against: a critic of its own, a reference; `passes` is how rows go through."""
 
     actor: Actor
     critic: Values | None
@@ -79,7 +79,7 @@ class Method:
     early; `state` is what a run that goes on has to know.
     """
 
-    algorithm: Algorithm
+    algorithm: Algorithm[Any]
     prepare: Callable[[int, Sequence[Group]], Round]
     enough: Callable[[dict[str, float]], bool] = lambda _metrics: False
     state: dict[str, float] | None = None

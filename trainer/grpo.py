@@ -64,7 +64,7 @@ def advantages(rows: Sequence[Experience], config: Grpo, rescale: Callable[[Tens
     return with_fields(rows, advantages=spread(found, counts))
 
 
-def algorithm(players: Players, config: Grpo, longest: int) -> Algorithm:
+def algorithm(players: Players, config: Grpo, longest: int) -> Algorithm[Experience]:
     """The clipped surrogate, and the KL where it is a term of the loss."""
     weighs_tokens = config.aggregate == "token"
 

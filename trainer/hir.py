@@ -75,7 +75,7 @@ def asked(question: Question, config: Hir, encode: Encode) -> Question:
     return Question(question.id, question.prompt, tokens, question.topic, question.unsafe)
 
 
-def algorithm(players: Players, config: Hir) -> Algorithm:
+def algorithm(players: Players, config: Hir) -> Algorithm[Relabelled]:
     """Likelihood with smoothed labels, the contrast between both instructions, an entropy bonus (released code)."""
 
     def values(rows: Sequence[Relabelled]) -> Values:

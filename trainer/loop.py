@@ -10,25 +10,26 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Generic
 
 import torch
 from torch import Tensor, nn
 
 from trainer import parallel
 from trainer.config import Optim, TrainingError
-from trainer.rows import Row, pieces
+from trainer.rows import R, Row, pieces
 
 Values = Mapping[str, Tensor]
 """What rows come to, (rows,) each: first `loss`, with its gradient, then what else is worth logging."""
 
 
 @dataclass(frozen=True)
-class Algorithm:
+class Algorithm(Generic[R]):
     """What is trained, on what: `values` of some rows, and what a row `weighs` in an update's mean."""
 
     module: nn.Module
-    values: Callable[[Sequence[Row]], Values]
-    weigh: Callable[[Row], float] = lambda _row: 1.0
+    values: Callable[[Sequence[R]], Values]
+    weigh: Callable[[R], float] = lambda _row: 1.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class Passes:
 
 @dataclass(frozen=True)
 class Beside:
-    """What is learned in the same updates: its gradients are added, `weight` times (PPO-ptx, Ouyang et al. 2022, eq. 2)."""
+    """What is learned in the same updates: its gradients are added, `weight` times (Ouyang et al. 2022, eq. 2)."""
 
     name: str
-    algorithm: Algorithm
+    algorithm: Algorithm[Any]
     rows: Callable[[int], Sequence[Row]]
     weight: float
 
@@ -62,8 +63,8 @@ class Update:
 
 
 def fit(
-    algorithm: Algorithm,
-    batches: Iterable[tuple[int, Sequence[Row]]],
+    algorithm: Algorithm[R],
+    batches: Iterable[tuple[int, Sequence[R]]],
     optimizer: torch.optim.Optimizer,
     passes: Passes,
     rate: Callable[[int], float],
@@ -89,7 +90,7 @@ def fit(
         yield Update(number, {**metrics, "grad_norm": norm, "lr": rate(number)})
 
 
-def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes, times: float = 1.0) -> dict[str, float]:
+def _accumulate(algorithm: Algorithm[R], batch: Sequence[R], passes: Passes, times: float = 1.0) -> dict[str, float]:
     """Gradients of the batch's weighted mean, so many times, and the means of what was logged."""
     weight = sum(map(algorithm.weigh, batch))
     sums: dict[str, float] = {}
@@ -113,7 +114,7 @@ def _accumulate(algorithm: Algorithm, batch: Sequence[Row], passes: Passes, time
 
 
 @torch.no_grad()
-def look(algorithm: Algorithm, rows: Sequence[Row], passes: Passes) -> dict[str, list[float]]:
+def look(algorithm: Algorithm[R], rows: Sequence[R], passes: Passes) -> dict[str, list[float]]:
     """What each row comes to, row by row, without learning from it. Raises TrainingError where a loss is no number."""
     algorithm.module.eval()
     found: dict[int, dict[str, float]] = {}

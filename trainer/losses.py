@@ -90,8 +90,8 @@ def cpl(first: Tensor, second: Tensor, p: Tensor, conservative: float = 1.0) -> 
 
 
 def clipped(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO's surrogate, as a loss: max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), with rho = pi / pi_old (Schulman et al. 2017,
-    eq. 7).
+    """PPO's surrogate, as a loss: max(-A rho, -A clip(rho, 1 - eps, 1 + eps)), with rho = pi / pi_old (Schulman et al.
+    2017, eq. 7).
     """
     ratio = log_ratio.exp()
     return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
@@ -109,7 +109,7 @@ def reinforce(log_probabilities: Tensor, advantage: Tensor) -> Tensor:
 
 
 def hindsight(right: Tensor, wrong: Tensor, noise: float) -> Tensor:
-    """HIR's contrast of an answer's mean log-probability under the instruction that it fulfils and under the opposite one:
+    """HIR's contrast of an answer's mean log-probability under the instruction that it fulfils and under the opposite:
     -(1 - eps) log(p+ / (p+ + p-)) - eps log(p- / (p+ + p-)) (Zhang et al. 2023, released code).
     """
     return soft(logistic, right - wrong, torch.full_like(right, 1 - noise))

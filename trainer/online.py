@@ -27,7 +27,7 @@ from trainer.players import gather, inner, method, pretraining
 from trainer.rewards import Opener, combined, opened, patiently
 from trainer.rollouts import Ask, Group, Known, Question, rewarded, sampled
 from trainer.rows import batch, encode, updates
-from trainer.running import Interval, bar, write
+from trainer.running import Around, Interval, bar, write
 
 LOOKS = 10
 """Looks at the held-out prompts in a run."""
@@ -76,34 +76,25 @@ class Earned:
         return {**found, "out": str(self.out), "heldout": dict(self.heldout)}
 
 
-def train(
-    config: Config,
-    *,
-    cache: Path,
-    interval: Interval,
-    tell: Callable[[str], None],
-    version: str,
-    resume: bool,
-    elsewhere: Opener,
-) -> Earned:
+def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) -> Earned:
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
     assert config.reward is not None
     folder.check(config.run.out, config, resume=resume)
     found, unusable = _read(config)
-    tell = tell if parallel.first() else lambda _line: None
+    tell = around.tell if parallel.first() else lambda _line: None
     sources = opened(config.reward, elsewhere, config.model.device)
-    built = build(config, cache)
+    built = build(config, around.cache)
     try:
         encoder = Encoder(built.loaded.tokenizer)
         prompts = _questions(config, found, unusable, built, encoder)
         for note in prompts.notes:
             tell(note)
-        players, trained = gather(built, config, cache)
+        players, trained = gather(built, config, around.cache)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
         ask = _patient(config, combined(config.reward, sources), tell)
-        course = _Course(config, built, players, trained, prompts, encoder, ask, interval, tell)
+        course = _Course(config, built, players, trained, prompts, encoder, ask, around.interval, tell)
         try:
             result = course.run(resume=resume)
         except KeyboardInterrupt:
@@ -114,9 +105,9 @@ def train(
             config,
             built,
             trained,
-            cache,
+            around.cache,
             title=_title(config),
-            facts=_facts(config, built, prompts, version),
+            facts=_facts(config, built, prompts, around.version),
             result=result.lines(),
         )
         if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
@@ -327,9 +318,7 @@ class _Course:
                 raise TrainingError("algorithm.ptx: keeps what likely? Say --data.pretrain FILE (what sft takes)")
             learned = examples.demonstrations(config.data.pretrain, None, columns=None, limit=None, every=False)
             rows = encode(learned.examples, encoder, most=self._built.loaded.context, response=None, failures=[])
-            beside = pretraining(
-                self._players, config, rows, lambda number, size: batch(rows, size, number, config.run.seed)
-            )
+            beside = pretraining(self._players, config, lambda number, size: batch(rows, size, number, config.run.seed))
         return method(self._players, config, partial(_order, config.run.seed), prompt, beside)
 
 
@@ -372,7 +361,10 @@ def _read(config: Config) -> tuple[tuple[list[Any], list[Any] | None], list[Fail
     def read(source: str) -> list[Any]:
         rows: list[Any] = []
         for row in islice(reading.prompts(source, config.data.columns), config.data.limit):
-            (failures if isinstance(row, Failure) else rows).append(row)
+            if isinstance(row, Failure):
+                failures.append(row)
+            else:
+                rows.append(row)
         if not rows:
             raise TrainingError(f"{source}: no prompt: {failures[0].message if failures else 'it is empty'}")
         return rows

@@ -86,7 +86,7 @@ def settle(module: nn.Module) -> None:
 @contextmanager
 def gathered(module: nn.Module) -> Generator[None]:
     """The whole parameters on every process meanwhile, for what does not go through the module's own forward."""
-    sharded = [each for each in module.modules() if hasattr(each, "unshard")]
+    sharded: list[Any] = [each for each in module.modules() if hasattr(each, "unshard")]
     for each in sharded:
         each.unshard()
     try:

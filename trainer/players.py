@@ -67,8 +67,8 @@ def method(
             raise TrainingError("this algorithm does not learn from its own samples")
 
 
-def pretraining(players: Players, config: Config, rows: Sequence[Row], draw: Callable[[int, int], list[Row]]) -> Beside:
-    """PPO-ptx: as many demonstrations as an update has prompts, beside it."""
+def pretraining(players: Players, config: Config, draw: Callable[[int, int], list[Row]]) -> Beside:
+    """PPO-ptx: as many demonstrations as an update has prompts, beside it; `draw` gives those of an update's number."""
     assert isinstance(config.algorithm, Ppo)
     return Beside("ptx", sft(players.actor), lambda number: draw(number, config.optim.batch), config.algorithm.ptx)
 

@@ -71,7 +71,7 @@ def advantages(
     return found, {"value": float(values.mean()), "return": float(returns.mean()), "explained": float(explained)}
 
 
-def algorithm(players: Players, config: Ppo) -> Algorithm:
+def algorithm(players: Players, config: Ppo) -> Algorithm[Experience]:
     """The mean over an update's tokens of the clipped surrogate and of the critic's loss."""
 
     def values(rows: Sequence[Experience]) -> Values:

@@ -53,7 +53,7 @@ def advantages(rows: Sequence[Experience], config: Reinforce, rescale: Callable[
     return with_fields(rows, advantages=returns - joined(rows, "values"), returns=returns)
 
 
-def algorithm(players: Players, config: Reinforce) -> Algorithm:
+def algorithm(players: Players, config: Reinforce) -> Algorithm[Experience]:
     """Sums over a response's tokens, means over responses."""
 
     def values(rows: Sequence[Experience]) -> Values:

@@ -1,4 +1,4 @@
-"""Rejection sampling: each prompt's best response of all rounds so far is imitated (Touvron et al. 2023, section 3.2.3)."""
+"""Rejection sampling: each prompt's best response of all rounds so far is imitated (Llama 2, section 3.2.3)."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from trainer.pairs import laid_out, paired
 from trainer.rows import Row
 
 
-def reward(scores: Scores, config: Reward) -> Algorithm:
+def reward(scores: Scores, config: Reward) -> Algorithm[Row]:
     """Train scores so that sigmoid of a difference is the chance of being better (Lee et al. 2023, section 2.2.1)."""
 
     def values(rows: Sequence[Row]) -> Values:

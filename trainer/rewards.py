@@ -63,8 +63,8 @@ def combined(
 
 
 def safety_first(helpfulness: float, safety: float, *, unsafe: bool, below: float) -> float:
-    """Llama 2's rule (Touvron et al. 2023, section 3.2.3) on two probabilities: the logit of safety where the prompt is unsafe
-    or the response likely so, else of helpfulness. The caller whitens.
+    """Llama 2's rule (Touvron et al. 2023, section 3.2.3) on two probabilities: the logit of safety where the prompt is
+    unsafe or the response likely so, else of helpfulness. The caller whitens.
     """
     chosen = safety if unsafe or safety < below else helpfulness
     kept = min(max(chosen, LEAST), 1 - LEAST)
@@ -83,7 +83,7 @@ def patiently(
             return found
         if time.monotonic() >= end:
             raise TrainingError(
-                f"no reward for any of {len(found)} responses, for {patience:g} s: is the reward's server there? The last"
+                f"no reward for any of {len(found)} responses, for {patience:g} s: is its server there? The last"
                 " checkpoint stays; --resume goes on"
             )
         if not told:

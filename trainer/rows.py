@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 from data.records import Failure, Prompt, hashed
 from lm.chat import Encoder
@@ -33,6 +34,9 @@ class Row:
     def key(self) -> str:
         """A fingerprint of what a model is asked by it."""
         return hashed([repr(each) for each in (self.prompt, *self.answers)], 24)
+
+
+R = TypeVar("R", bound=Row)
 
 
 def encode(
@@ -77,7 +81,7 @@ def updates(count: int, size: int, epochs: float) -> int:
     return max(1, math.ceil(round(count * epochs, 6) / size))  # 100 * 1.1 is a little more than 110
 
 
-def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row]]:
+def pieces(rows: Sequence[R], tokens: int, multiple: int = 1) -> list[list[R]]:
     """Split an update's rows into passes of at most `tokens` each where rows allow, as even as can be, in a number that
     `multiple` divides (some may be empty). What the update learns does not depend on the split.
     """
@@ -92,9 +96,9 @@ def pieces(rows: Sequence[Row], tokens: int, multiple: int = 1) -> list[list[Row
         count = len(bins) + 1
 
 
-def _even(ordered: Sequence[Row], count: int) -> list[list[Row]]:
+def _even(ordered: Sequence[R], count: int) -> list[list[R]]:
     """The longest first, each to the emptiest."""
-    bins: list[list[Row]] = [[] for _ in range(count)]
+    bins: list[list[R]] = [[] for _ in range(count)]
     filled = [(0, at) for at in range(count)]
     for row in ordered:
         size, at = heapq.heappop(filled)

@@ -20,7 +20,7 @@ from trainer.config import Config, Dpo, Reward, Sft, TrainingError
 from trainer.examples import Example, Learned
 from trainer.loop import Algorithm, adamw, fit, look, rate
 from trainer.rows import Row, batch, encode, updates
-from trainer.running import Interval, bar, write
+from trainer.running import Around, Interval, bar, write
 
 PATIENCE = 3
 """Looks without a better one, after which a reward model has begun to overfit."""
@@ -99,24 +99,22 @@ class Standing:
             self.waited += 1
 
 
-def train(
-    config: Config, *, cache: Path, interval: Interval, tell: Callable[[str], None], version: str, resume: bool
-) -> Result:
+def train(config: Config, around: Around, *, resume: bool) -> Result:
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
     folder.check(config.run.out, config, resume=resume)
     learned = read(config)  # before a model is loaded for nothing
-    built = build(config, cache)
+    built = build(config, around.cache)
     try:
-        tell = tell if parallel.first() else lambda _line: None
+        tell = around.tell if parallel.first() else lambda _line: None
         taught = teach(config, learned, built)
         for note in taught.notes:
             tell(note)
         if parallel.first():  # now that it can begin: what is mended after an error can be started again
             folder.begin(config.run.out, config, taught.failures)
         with bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as shown:
-            aim = algorithm(built, config, [*taught.train, *taught.heldout], cache, shown.update)
-        course = _Course(config, built, aim, taught, interval, tell)
+            aim = algorithm(built, config, [*taught.train, *taught.heldout], around.cache, shown.update)
+        course = _Course(config, built, aim, taught, around.interval, tell)
         try:
             result = course.run(resume=resume)
         except KeyboardInterrupt:
@@ -127,9 +125,9 @@ def train(
             config,
             built,
             built.module,
-            cache,
+            around.cache,
             title=_title(config),
-            facts=_facts(config, built, taught, version),
+            facts=_facts(config, built, taught, around.version),
             result=result.lines(),
             configured=_centered(config, result),
         )
@@ -147,7 +145,7 @@ class _Course:
         self,
         config: Config,
         built: Built,
-        aim: Algorithm,
+        aim: Algorithm[Row],
         taught: Teaching,
         interval: Interval,
         tell: Callable[[str], None],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,16 @@ from trainer.config import Config
 
 Interval = Callable[[Sequence[float], Sequence[str]], Mapping[str, Any]]
 """A mean with its bounds, from values and what belongs together."""
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a run is given by whoever starts it: a folder for what is kept, intervals, where to speak, who we are."""
+
+    cache: Path
+    interval: Interval
+    tell: Callable[[str], None]
+    version: str
 
 
 def bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:

@@ -12,7 +12,7 @@ from trainer.pairs import laid_out
 from trainer.rows import Row
 
 
-def sft(policy: LogProbabilities | Actor) -> Algorithm:
+def sft(policy: LogProbabilities | Actor) -> Algorithm[Row]:
     """The mean cross-entropy of response tokens over an update; prompts are masked (Ouyang et al. 2022)."""
 
     def values(rows: Sequence[Row]) -> Values:

@@ -81,7 +81,7 @@ def test_the_baseline_of_a_response_is_the_mean_of_the_others():
 
 
 def test_leave_one_out_is_unbiased_and_a_group_mean_is_not():
-    """A bandit of two arms, all pairs of two draws by their chance: the mean gradient is that of the expected reward."""
+    """A bandit of two arms, all pairs of draws by their chance: the mean gradient is that of the reward."""
     p, reward = 0.3, numbers(1.0, 0.0)
     exact = p * (1 - p) * float(reward[0] - reward[1])  # d E[r] / d logit
     found = 0.0

@@ -27,6 +27,7 @@ from trainer.pairs import laid_out
 from trainer.reward import reward
 from trainer.rows import Row, encode
 from trainer.run import train
+from trainer.running import Around
 from trainer.sft import sft
 
 pytestmark = [
@@ -315,7 +316,7 @@ def trained(start: Path, out: Path, asked: Sequence[Row], monkeypatch: pytest.Mo
     def interval(found: Sequence[float], _: Sequence[str]) -> Mapping[str, Any]:
         return {"value": fmean(found), "n": len(found)}
 
-    train(config, cache=start, interval=interval, tell=print, version="0", resume=False)
+    train(config, Around(start, interval, print, "0"), resume=False)
     (scores,) = kept
     return scores
 
