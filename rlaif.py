@@ -26,7 +26,7 @@ from data.errors import RlaifError, UsageError
 from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
-from labeler.options import Limits, Options, Remote, Running
+from labeler.options import Limits, Options, Remote, Revising, Running
 from labeler.server.options import Listening, Rewarding
 from trainer.commands import Wanted
 from trainer.commands import app as train
@@ -138,6 +138,46 @@ def rank(comparisons: str, /, *, asking: Asking) -> int:
     from labeler.ranking import Ranker
 
     return _job(Ranker, Ranking, read(comparisons, asking.running.columns), comparisons, asking)
+
+
+@app.command
+def revise(
+    prompts: str,
+    /,
+    *,
+    model: Model,
+    out: Out,
+    constitution: Annotated[str, Parameter(help="default, or the path of your own .toml.")] = "default",
+    revising: Annotated[Revising | None, Parameter(name="*", group=_ASKING)] = None,
+    running: Annotated[Running | None, Parameter(name="*", group=_RUNNING)] = None,
+    remote: Annotated[Remote | None, Parameter(name="*", group=_REMOTE)] = None,
+    limits: Annotated[Limits | None, Parameter(name="*", group=_REMOTE)] = None,
+) -> int:
+    """Have a model criticise and revise what it answers, by the principles of a constitution (Constitutional AI).
+
+    Every revision is a row of its own, ready for `rlaif train sft`.
+
+    Parameters
+    ----------
+    prompts
+        Prompts; or prompts with one response each, which are revised instead of an answer of the model.
+    """
+    from functools import partial
+
+    from data.reading import revisable as read
+    from data.records import Revisions
+    from labeler.here import Job
+    from labeler.revising import Reviser
+    from prompts.constitution import load
+
+    running, remote = running or Running(), remote or Remote()
+    if running.dry_run is not None or running.batch:
+        raise UsageError("revise has neither --dry-run nor --batch: each step is asked about the answer to the last")
+    reach = _reach(model, remote, limits or Limits())
+    job = Job(
+        prompts, constitution, model, out, _cache(), running=running, reach=reach, budget=remote.budget, load=load
+    )
+    return _executed(partial(Reviser, revising=revising or Revising()), Revisions, read(prompts, running.columns), job)
 
 
 @app.command
@@ -554,14 +594,20 @@ def run(recipe: Path, /, *, fresh: bool = False) -> int:
 
 
 def _job(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], source: str, a: Asking) -> int:
-    from data import tables
-    from labeler.commands import execute, project
+    from labeler.commands import project
 
     job = _job_of(source, a)
     if a.running.dry_run is not None:
         return _dry_run(*project(compile_task, rows, job), a)
-    done = execute(compile_task, kind, rows, job, tables.count(source))
-    if a.running.json:
+    return _executed(compile_task, kind, rows, job)
+
+
+def _executed(compile_task: Callable[[Any, Any, Any], Any], kind: Any, rows: Iterable[Any], job: Job) -> int:
+    from data import tables
+    from labeler.commands import execute
+
+    done = execute(compile_task, kind, rows, job, tables.count(job.source))
+    if job.running.json:
         _print_json(done.json())
     for line in done.lines():
         _say(line)

@@ -70,8 +70,18 @@ def prompts(source: str, named: str | None = None) -> Iterator[Prompted | Failur
             yield alone
 
 
+def revisable(source: str, named: str | None = None) -> Iterator[Prompted | Failure]:
+    """Prompts, with the response that there is to each where the file has one. Raises FileError."""
+    shapes = (columns.prompts(columns.parse(named)),) if named is not None else (*RESPONSE_SHAPES, *PROMPT_SHAPES)
+    for row in _found(source, shapes, "prompts")[1]:
+        if isinstance(row, Response):
+            yield Prompted(id=row.id, prompt=row.prompt, response=row.response, meta=row.meta)
+        elif not isinstance(row, Comparison):
+            yield row
+
+
 def _prompting(source: str, named: str | None) -> Iterator[Comparison | Response | Prompted | Failure]:
-    if named is not None and "=" in named:
+    if named is not None:
         shapes = (columns.prompts(columns.parse(named)),)
     else:
         shapes = (*COMPARISON_SHAPES, *RESPONSE_SHAPES, *PROMPT_SHAPES)

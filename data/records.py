@@ -115,11 +115,17 @@ class Response(Record):
 
 
 class Prompted(Record):
-    """A prompt alone."""
+    """A prompt alone, or with the response that there is to it already."""
 
     id: str
     prompt: Prompt
+    response: str | None = None
     meta: dict[str, Any] = {}
+
+    @cached_property
+    def content(self) -> str:
+        """What is asked about, as a fingerprint."""
+        return hashed([*_texts(self.prompt), self.response or ""])
 
 
 class Order(Record):
@@ -211,6 +217,51 @@ class Ranking(Record):
     truncated: bool = False
 
 
+class Revised(Record):
+    """One step of a critique and revision: what was asked by which principle, and the response after it."""
+
+    principle: str
+    critique: str
+    response: str
+
+
+class Revisions(Record):
+    """A response and its revisions, each of the one before (Constitutional AI, section 3.1)."""
+
+    id: str
+    prompt: Prompt
+    response: str
+    steps: tuple[Revised, ...]
+    model: str
+    task: str
+    digest: str
+    content: str = ""
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One response a step, as a model is fine-tuned on them: what led to it stands in `meta`."""
+        before = (self.response, *(each.response for each in self.steps))
+        return [
+            {
+                "id": f"{self.id}#{number}",
+                "prompt": self.model_dump()["prompt"],
+                "response": each.response,
+                "model": self.model,
+                "meta": {
+                    "step": number,
+                    "principle": each.principle,
+                    "critique": each.critique,
+                    "revised": before[number - 1],
+                    "digest": self.digest,
+                },
+            }
+            for number, each in enumerate(self.steps, 1)
+        ]
+
+
 class Failure(Record):
     """Why a row has no answer. Never a number in a label's place."""
 
@@ -221,7 +272,7 @@ class Failure(Record):
     attempts: int = 1
 
 
-Answer: TypeAlias = Label | Score | ModelReward | Ranking
+Answer: TypeAlias = Label | Score | ModelReward | Ranking | Revisions
 
 
 def canonical(value: object) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeVar
 from data.records import Failure, Method, fingerprint
 from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Usage, Write
 from labeler.options import Options
-from prompts import answers
+from prompts import answers, constitution
 from prompts.render import Prompt, cut
 from prompts.task import Task
 
@@ -47,6 +47,10 @@ def digest(verb: str, task: Task, backend: Backend, options: Options) -> str:
     """The job's name for itself: any change of task, model or option gives another, where it can change an answer."""
     live = asdict(options) if options.cot else {"shots": options.shots, "one_order": options.one_order}
     live = {name: value for name, value in live.items() if name not in {"needs", "votes"}}  # identity has the rung
+    if options.constitution is None:
+        live.pop("constitution", None)
+    else:
+        live |= {"constitution": constitution.load(options.constitution).digest, "seed": options.seed}
     return fingerprint([verb, task.digest, backend.identity, live])
 
 

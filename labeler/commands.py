@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Answer, Failure, ModelReward
+from data.records import Answer, Comparison, Failure, ModelReward, Response
 from labeler import projection
 from labeler.here import Asker, Compile, Here, Job
 from labeler.job import Outcome, Progress, Row, failures_path, journal_path, run, write
@@ -25,7 +25,8 @@ from labeler.opening import is_reward_model, need, open_backend
 from labeler.options import Options, Running
 from labeler.projection import Counted, Counting, Projection
 from labeler.spending import Meter
-from prompts.task import load
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def execute(
     """Run a job to its end. Raises RlaifError; KeyboardInterrupt after everything answered is safe in the journal."""
     tables.check_writable(job.out, job.source)
     if not is_reward_model(job.model):
-        compile_task(load(job.task), _Unopened(), job.options)
+        compile_task(job.load(job.task), _Unopened(), job.options)
     elif kind is not ModelReward or job.task or job.options != Options():
         raise RlaifError(f"--model {job.model}: a reward model scores single responses, without a task or its options")
     rows = _started(rows)
@@ -121,14 +122,14 @@ def _asker(compile_task: Compile, job: Job) -> Asker:
     return OnRay(compile_task, job)
 
 
-def project(compile_task: Compile, rows: Iterable[Row | Failure], job: Job) -> tuple[Projection, str]:
+def project(compile_task: Compile, rows: Iterable[Comparison | Response | Failure], job: Job) -> tuple[Projection, str]:
     """A dry run: what the job would ask, and the first prompt as the model would read it. Raises RlaifError."""
     how, counted = job.running, Counted()
     backend = open_backend(
         job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=job.reach, batch=how.batch
     )
     counting = Counting(backend, counted, grouped=not how.batch)
-    ask = compile_task(load(job.task), climb(counting, job.options.needs, job.options.votes), job.options)
+    ask = compile_task(job.load(job.task), climb(counting, job.options.needs, job.options.votes), job.options)
 
     async def work() -> Projection:
         try:
@@ -177,13 +178,13 @@ class _Unopened:
         raise NotImplementedError
 
 
-def _started(rows: Iterable[Row | Failure]) -> Iterator[Row | Failure]:
+def _started(rows: Iterable[T]) -> Iterator[T]:
     """The same rows with the first one read: a file that cannot be read is told before a model is loaded for it."""
     stream = iter(rows)
     return chain(list(islice(stream, 1)), stream)
 
 
-def _limited(rows: Iterable[Row | Failure], limit: int | None) -> Iterator[Row | Failure]:
+def _limited(rows: Iterable[T], limit: int | None) -> Iterator[T]:
     return iter(rows) if limit is None else islice(rows, limit)
 
 

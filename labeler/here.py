@@ -18,7 +18,7 @@ from labeler.opening import Reach, open_backend, open_desk
 from labeler.options import Options, Running
 from labeler.spending import Meter, Spending
 from labeler.wrappers import Cached, Checked, Metered
-from prompts.task import Task, load
+from prompts.task import load
 
 
 class Compiled(Protocol):
@@ -29,7 +29,7 @@ class Compiled(Protocol):
     def __call__(self, rows: Sequence[Any], /) -> Awaitable[Sequence[Result]]: ...
 
 
-Compile: TypeAlias = Callable[[Task, Backend, Options], Compiled]
+Compile: TypeAlias = Callable[[Any, Backend, Options], Compiled]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Job:
 
     source: str
     task: str
+    """Of a task, or whatever `load` makes of it."""
     model: str
     out: Path
     cache: Path
@@ -45,6 +46,7 @@ class Job:
     running: Running = field(default_factory=Running)
     reach: Reach = field(default_factory=Reach)
     budget: float | None = None
+    load: Callable[[str], Any] = load
 
 
 class Asker(Protocol):
@@ -66,7 +68,7 @@ class Here:
     def __init__(self, compile_task: Compile, job: Job, tell: Callable[[str], None]) -> None:
         self.meter = Meter()
         self._compile, self._job = compile_task, job
-        self._task = load(job.task)
+        self._task = job.load(job.task)
         self._stacked = _stack(job, self.meter, tell)
         backend = self._stacked(None)
         self.digest = self._compiled(backend).digest

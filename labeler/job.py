@@ -15,10 +15,21 @@ from typing import Any, Protocol, TypeAlias
 
 from data import tables
 from data.errors import RlaifError
-from data.records import Answer, Comparison, Failure, Label, ModelReward, Ranking, Response, Score
+from data.records import (
+    Answer,
+    Comparison,
+    Failure,
+    Label,
+    ModelReward,
+    Prompted,
+    Ranking,
+    Response,
+    Revisions,
+    Score,
+)
 from labeler.journal import Journal
 
-Row: TypeAlias = Comparison | Response
+Row: TypeAlias = Comparison | Response | Prompted
 Result: TypeAlias = Answer | Failure
 Ask: TypeAlias = Callable[[Sequence[Any]], Awaitable[Sequence[Result]]]
 
@@ -137,11 +148,19 @@ class _Window:
 
 def write(journal: Journal, out: Path, kind: type[Answer]) -> None:
     """Write what the journal has of this run's input: the answers to `out`, the failures beside it."""
-    tables.write_json(out, journal.results(ok=True), SCHEMAS[kind]())
+    if kind is Revisions:
+        tables.write(out, _each_revision(journal.results(ok=True)))
+    else:
+        tables.write_json(out, journal.results(ok=True), SCHEMAS[kind]())
     if next(journal.results(ok=False), None) is not None:
         tables.write_json(failures_path(out), journal.results(ok=False), {})
     else:
         failures_path(out).unlink(missing_ok=True)
+
+
+def _each_revision(results: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for each in results:
+        yield from Revisions.model_validate_json(each).rows()
 
 
 @dataclass

@@ -41,7 +41,9 @@ class Options:
     clamp: tuple[float, float] | None = None
     """Keep chain-of-thought labels between two probabilities (Constitutional AI: 0.4 0.6)."""
     seed: int = 0
-    """Of sampled rationales."""
+    """Of sampled rationales, and of drawn principles."""
+    constitution: str | None = None
+    """Draw a principle for each comparison, in place of the task's preamble: default, or the path of your own .toml."""
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.max_rationale < 1 or self.shots < 0 or self.top_k < 0:
@@ -65,6 +67,28 @@ class Options:
         if self.temperature is not None:
             return self.temperature
         return 0.0 if self.samples == 1 else 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revising:
+    """How responses are revised."""
+
+    rounds: int = 4
+    """Critiques and revisions, each of the response before, by a principle of its own."""
+    shots: int = 2
+    """Worked examples shown before, as many as the constitution has at most."""
+    temperature: float = 1.0
+    """Of responses, critiques and revisions."""
+    max_tokens: int = 512
+    """Most tokens of each."""
+    seed: int = 0
+    """Of the principles that are drawn, and of what is sampled."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.max_tokens < 1 or self.shots < 0:
+            raise RlaifError("--rounds and --max-tokens must be at least 1, --shots not below 0")
+        if not 0 <= self.temperature < math.inf:
+            raise RlaifError(f"--temperature {self.temperature:g}: expected 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from data.records import Comparison, Failure, Label, Method, Order, Strength
 from labeler.asking import Asked, ask, digest, failure, fit
 from labeler.backend import Backend, Failed, Usage
 from labeler.options import Options
-from prompts import answers
+from prompts import answers, constitution
+from prompts.constitution import by
 from prompts.render import PairQuestion, Prompt, Style, pair_question
 from prompts.task import Task
 
@@ -32,13 +34,34 @@ class Labeler:
     def __init__(self, task: Task, backend: Backend, options: Options) -> None:
         self.digest = digest("label", task, backend, options)
         self._task, self._backend, self._options = task, backend, options
-        self._question = pair_question(task, Style(options.shots, options.cot))
+        style = Style(options.shots, options.cot)
+        self._law = None if options.constitution is None else constitution.load(options.constitution)
+        self._questions = {task.name: pair_question(task, style)}
+        if self._law is not None:
+            self._questions = {each.name: pair_question(by(task, each), style) for each in self._law.principles}
 
     async def __call__(self, rows: Sequence[Comparison]) -> list[Label | Failure]:
         """One label or failure for each row, in order."""
-        twos = [(row, 0, 1) for row in rows if len(row.responses) == 2]
-        pairs = iter(await judge(self._backend, self._question, twos, self._options))
-        return [self._label(row, next(pairs)) if len(row.responses) == 2 else _not_two(row) for row in rows]
+        asked: dict[str, list[Comparison]] = {}
+        for row in rows:
+            if len(row.responses) == 2:
+                asked.setdefault(self._named(row), []).append(row)
+        found = await asyncio.gather(
+            *(
+                judge(self._backend, self._questions[name], [(row, 0, 1) for row in some], self._options)
+                for name, some in asked.items()
+            )
+        )
+        pairs = {
+            id(row): pair
+            for some, judged in zip(asked.values(), found, strict=True)
+            for row, pair in zip(some, judged, strict=True)
+        }
+        return [self._label(row, pairs[id(row)]) if len(row.responses) == 2 else _not_two(row) for row in rows]
+
+    def _named(self, row: Comparison) -> str:
+        """The task, or the principle that is drawn for a row."""
+        return self._task.name if self._law is None else self._law.drawn(self._options.seed, row.id).name
 
     def _label(self, row: Comparison, pair: Pair | Failed) -> Label | Failure:
         if isinstance(pair, Failed):
@@ -52,7 +75,7 @@ class Labeler:
             mass=min(order.mass for order in pair.orders),
             same_position=same_position(pair.orders),
             model=self._backend.name,
-            task=self._task.name,
+            task=self._task.name if self._law is None else f"{self._task.name}:{self._named(row)}",
             digest=self.digest,
             content=row.content,
             tokens_in=pair.usage.tokens_in,

@@ -112,6 +112,11 @@ class Sampling(Common):
     reward: Judged = field(default_factory=Judged)
 
     def sampled(self, algorithm: Algorithm) -> Wanted:
+        if not self.reward.of:
+            raise UsageError(
+                "who rewards? Say --reward.of reward:DIR, http://HOST:PORT, MODULE:FUNCTION, or a labeler and"
+                " --reward.task"
+            )
         return self.wanted(algorithm, self.rollout, self.reward)
 
 

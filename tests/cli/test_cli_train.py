@@ -97,6 +97,7 @@ def test_a_misspelt_option_is_a_usage_error_that_knows_the_right_one(cli, words,
     [
         ("train", "dpo", "--run.out", "run"),
         ("train", "dpo", "--data.train", "votes.jsonl"),
+        ("train", "orpo", "--data.train", "votes.jsonl", "--run.out", "run"),
         ("train", "grpo", "--data.train", "votes.jsonl", "--run.out", "run"),
         ("train", "dpo", "--data.train", "votes.jsonl", "--run.out", "run", "--algorithm.loss", "kto"),
         ("train", "dpo", "--data.train", "votes.jsonl", "--run.out", "run", "--optim.batch", "many"),

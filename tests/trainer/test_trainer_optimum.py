@@ -1,7 +1,7 @@
 """Do the algorithms reach the policy that is known to be the best? On a bandit, and on texts of two tokens.
 
-The optimum of E[r] - beta KL[pi || ref] is pi* ~ ref exp(r / beta) (Ziegler et al. 2019). A tiny real model is sampled and
-trained through the same rollouts, rows, passes and loop as any run.
+The optimum of E[r] - beta KL[pi || ref] is pi* ~ ref exp(r / beta) (Ziegler et al. 2019). A tiny real model is sampled
+and trained through the same rollouts, rows, passes and loop as any run.
 """
 
 from __future__ import annotations
