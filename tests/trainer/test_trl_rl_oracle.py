@@ -1,7 +1,8 @@
 """What do others make of samples? TRL's PPO and GRPO find the same losses and gradients.
 
-PPO is that of TRL 1.12, the last that has it, in a process of its own. It puts the score of a response that has ended on the first padding after it, and asks the critic for a value
-there. Apart from that one line both are the same; with it, ours are the same where the test puts the score there too.
+PPO is that of TRL 1.12, the last that has it, in a process of its own. It puts the score of a response that has ended
+on the first padding after it, and asks the critic for a value there. Apart from that one line both are the same; with
+it, ours are the same where the test puts the score there too.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from test_trl_oracle import (
-    SAME,
     Found,
     gradients,
     llama,
@@ -40,6 +41,7 @@ from trainer.loop import Algorithm, Passes, fit
 from trainer.pairs import laid_out
 
 pytestmark = pytest.mark.clients
+needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed here: make test-clients")
 
 PAD, END = 0, 2
 TEMPERATURE = 0.7
@@ -51,16 +53,6 @@ PASSES = Passes(torch.device("cpu"), tokens=64)
 
 def plain(scores: Tensor) -> Tensor:
     return scores
-
-
-def moved(model: Any, by: float, seed: int) -> Any:
-    """A model some way from another."""
-    found = copy.deepcopy(model)
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for each in found.parameters():
-            each.add_(by * torch.randn_like(each))
-    return found
 
 
 def asking(model: Any) -> Callable[[Sequence[Any]], Tensor]:
@@ -82,14 +74,13 @@ def learned(
     first: dict[str, Tensor] = {}
 
     def keep(*_: Any) -> None:
-        for name, each in part.named_parameters():
-            if each.grad is not None:
-                first.setdefault(name, each.grad.clone())
+        for name, each in gradients(part).items():
+            first.setdefault(name, each)
 
     optimizer.register_step_pre_hook(keep)
     numbered = ((number, batch) for number in range(1, updates + 1))
-    seen = [each.metrics for each in fit(aim, numbered, optimizer, PASSES, lambda _: rate, clip=0.0)]
-    return {name: sum(each[name] for each in seen) / updates for name in seen[0]}, first
+    logged = [each.metrics for each in fit(aim, numbered, optimizer, PASSES, lambda _: rate, clip=0.0)]
+    return {name: fmean(each[name] for each in logged) for name in logged[0]}, first
 
 
 # PPO
@@ -145,9 +136,9 @@ def models() -> dict[str, Any]:
     return {
         "policy": policy,
         "reference": perturbed(policy),
-        "sampler": moved(policy, 0.01, 9),
-        "value": moved(scorer, 0.02, 10),
-        "reward": moved(scorer, 0.02, 11),
+        "sampler": perturbed(policy, 0.01, seed=9),
+        "value": perturbed(scorer, seed=10),
+        "reward": perturbed(scorer, seed=11),
     }
 
 
@@ -182,7 +173,9 @@ def theirs(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     given = {"pad": PAD, "end": END, "temperature": TEMPERATURE, "rate": RATE, "jobs": jobs}
     (folder / "jobs.json").write_text(json.dumps(given), "utf-8")
     worker = Path(__file__).with_name("trl_ppo_worker.py")
-    done = subprocess.run([str(python), str(worker), str(folder)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(python), str(worker), str(folder)], capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return {
         case.name: Theirs(
@@ -245,7 +238,7 @@ class Ours:
 
 def ours(models: dict[str, Any], case: Case, acting: Sequence[Experience], valued: Sequence[Experience]) -> Ours:
     """What the algorithm's updates come to: the policy learns from some rows, the critic from others."""
-    logged, gradients = [], {}
+    logged, found = [], {}
     for name, batch in (("policy", acting), ("value", valued)):
         actor = Actor(copy.deepcopy(models["policy"]), temperature=TEMPERATURE)
         critic = Values(copy.deepcopy(models["value"]))
@@ -253,8 +246,8 @@ def ours(models: dict[str, Any], case: Case, acting: Sequence[Experience], value
         part = {"policy": actor, "value": critic}[name].model
         metrics, first = learned(aim, part, batch, updates=case.epochs, rate=RATE)
         logged.append(metrics)
-        gradients |= {f"{name}.{at}": each for at, each in first.items()}
-    return Ours(logged[0], logged[1], gradients)
+        found |= {f"{name}.{at}": each for at, each in first.items()}
+    return Ours(logged[0], logged[1], found)
 
 
 def apart(found: Ours, wanted: Theirs, rows: Sequence[Experience]) -> dict[str, float]:
@@ -328,10 +321,13 @@ def folder(models: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     return place
 
 
-def trls_grpo(models: dict[str, Any], folder: Path, scratch: Path, groups: Any, rewards: Any, **own: Any) -> Found:
-    """TRL's loss of samples that the sampler has written, and its gradient by the policy's parameters."""
+def trls_grpo(
+    models: dict[str, Any], folder: Path, scratch: Path, groups: Any, rewards: Any, *, parts: int = 1, **own: Any
+) -> Found:
+    """TRL's loss of samples that the sampler has written, in so many passes, and its gradient."""
     import trl
     from datasets import Dataset
+    from trl.trainer.utils import split_tensor_dict
 
     written = [(prompt, answer) for prompt, answers in groups for answer in answers]
 
@@ -344,11 +340,13 @@ def trls_grpo(models: dict[str, Any], folder: Path, scratch: Path, groups: Any, 
     model.config._name_or_path = model.name_or_path = str(folder)
     args = trl.GRPOConfig(
         output_dir=str(scratch),
-        per_device_train_batch_size=len(written),
+        per_device_train_batch_size=len(written) // parts,
+        gradient_accumulation_steps=parts,
         num_generations=SAMPLES,
         num_iterations=2,  # the likelihoods of the first are kept for the second
         max_completion_length=LONGEST,
         temperature=TEMPERATURE,
+        use_bias_correction_kl=False,  # the paper's KL; by default it is weighed by the ratio
         gradient_checkpointing=False,
         bf16=False,
         use_cpu=True,
@@ -365,14 +363,14 @@ def trls_grpo(models: dict[str, Any], folder: Path, scratch: Path, groups: Any, 
         processing_class=words(pad_token="<a>", unk_token="<b>", eos_token="<c>"),
         rollout_func=rollout,
     )
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = parts
     trainer.model.train()
     inputs = trainer._generate_and_score_completions(rows)
     assert "old_per_token_logps" in inputs
     trainer.model.load_state_dict(models["policy"].state_dict())
-    loss = trainer.compute_loss(trainer.model, inputs)
-    loss.backward()
-    return Found(loss.item(), gradients(trainer.model))
+    losses = [trainer.compute_loss(trainer.model, part) for part in split_tensor_dict(inputs, parts)]
+    sum(losses).backward()
+    return Found(sum(losses).item(), gradients(trainer.model))
 
 
 def our_grpo(models: dict[str, Any], groups: Any, rewards: Any, config: Grpo) -> Found:
@@ -389,24 +387,32 @@ def our_grpo(models: dict[str, Any], groups: Any, rewards: Any, config: Grpo) ->
     return Found(metrics["loss"], first)
 
 
-@pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed here: make test-clients")
+@needs_trl
 @pytest.mark.parametrize("beta", [0.0, 0.04])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_grpo_is_trls(models, folder, tmp_path, kind, scale, beta):
-    config = Grpo(advantage=SCALES[scale], aggregate=KINDS[kind], beta=beta)
-    found = our_grpo(models, GROUPS, REWARDS, config)
-    found.agrees(trls_grpo(models, folder, tmp_path, GROUPS, REWARDS, loss_type=kind, scale_rewards=scale, beta=beta))
+    found = our_grpo(models, GROUPS, REWARDS, Grpo(advantage=SCALES[scale], aggregate=KINDS[kind], beta=beta))
+    own = {"loss_type": kind, "scale_rewards": scale, "beta": beta}
+    found.agrees(trls_grpo(models, folder, tmp_path, GROUPS, REWARDS, **own))
 
 
-@pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed here: make test-clients")
-@pytest.mark.parametrize("reward", [0.5, 0.1, 7.3])
+@needs_trl
+@pytest.mark.parametrize("kind", ["grpo", "dapo", "dr_grpo"])
+def test_grpo_is_trls_in_several_passes(models, folder, tmp_path, kind):
+    """All but BNPO's, which is the mean over the tokens of each pass: there it is not what is computed at once."""
+    found = our_grpo(models, GROUPS, REWARDS, Grpo(aggregate=KINDS[kind]))
+    for parts in (2, 3):
+        own = {"loss_type": kind, "scale_rewards": "group", "beta": 0.04}
+        found.agrees(trls_grpo(models, folder, tmp_path, GROUPS, REWARDS, parts=parts, **own))
+
+
+@needs_trl
 @pytest.mark.parametrize("scale", SCALES)
-def test_equal_rewards_teach_nothing(models, folder, tmp_path, scale, reward):
-    """Also where their mean is not quite each of them."""
-    groups, rewards = GROUPS[1:2], [[reward] * SAMPLES]
-    config = Grpo(advantage=SCALES[scale], beta=0.0)
-    wanted = trls_grpo(models, folder, tmp_path, groups, rewards, loss_type="grpo", scale_rewards=scale, beta=0.0)
-    for found in (our_grpo(models, groups, rewards, config), wanted):
-        assert abs(found.loss) <= SAME
-        assert max(float(each.abs().max()) for each in found.gradients.values()) <= SAME
+def test_equal_rewards_teach_nothing(models, folder, tmp_path, scale):
+    groups, rewards = GROUPS[1:2], REWARDS[1:2]
+    own = {"loss_type": "grpo", "scale_rewards": scale, "beta": 0.0}
+    wanted = trls_grpo(models, folder, tmp_path, groups, rewards, **own)
+    for found in (our_grpo(models, groups, rewards, Grpo(advantage=SCALES[scale], beta=0.0)), wanted):
+        assert found.loss == 0
+        assert max(float(each.abs().max()) for each in found.gradients.values()) == 0
