@@ -6,6 +6,8 @@ STAMP := $(VENV)/.installed
 # vLLM's build for CPUs, and what speaks for others (LiteLLM, Ray, TRL), bring many packages: they have venvs of their own.
 VLLM := .venv-vllm
 CLIENTS := .venv-clients
+# The last release of TRL that has PPO, to compare with.
+TRL_PPO := .venv-trl-ppo
 PIP := bin/pip install --quiet --disable-pip-version-check
 
 .PHONY: install demo test test-fast test-vllm test-clients test-kills test-training test-browser check fmt bench docs clean
@@ -59,7 +61,13 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
 	touch $(CLIENTS)/.installed
 
-test-clients: $(CLIENTS)/.installed
+$(TRL_PPO)/.installed: constraints.txt
+	$(PYTHON) -m venv $(TRL_PPO)
+	$(TRL_PPO)/$(PIP) torch -c constraints.txt
+	$(TRL_PPO)/$(PIP) trl==1.12.0 -c constraints.txt
+	touch $(TRL_PPO)/.installed
+
+test-clients: $(CLIENTS)/.installed $(TRL_PPO)/.installed
 	$(CLIENTS)/bin/python -m pytest -W default -m clients tests/labeler tests/cli tests/server tests/trainer
 
 check: $(STAMP)
@@ -84,4 +92,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/training.py
 
 clean:
-	rm -rf $(VENV) $(VLLM) $(CLIENTS) .bench .pytest_cache .ruff_cache .hypothesis .coverage
+	rm -rf $(VENV) $(VLLM) $(CLIENTS) $(TRL_PPO) .bench .pytest_cache .ruff_cache .hypothesis .coverage

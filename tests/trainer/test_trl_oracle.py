@@ -67,13 +67,13 @@ def llama(kind: str = "CausalLM", **more: Any) -> Any:
     return getattr(transformers, f"LlamaFor{kind}")(config)
 
 
-def perturbed(model: Any) -> Any:
+def perturbed(model: Any, by: float = 0.02, *, seed: int = 8) -> Any:
     """A reference that the policy has gone some way from."""
     found = copy.deepcopy(model)
-    torch.manual_seed(8)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for each in found.parameters():
-            each.add_(0.02 * torch.randn_like(each))
+            each.add_(by * torch.randn_like(each))
     return found
 
 
