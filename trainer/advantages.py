@@ -82,13 +82,20 @@ def standardised(rewards: Tensor, groups: Sequence[int], scale: Literal["group",
     """Each answer's reward less its prompt's mean, over the deviation of its prompt's, or of all: GRPO (Shao et al.
     2024, section 4.1.2); without a scale Dr. GRPO (Liu et al. 2025). A group of equal rewards teaches nothing: 0.
     """
-    centered = torch.cat([each - each.mean() for each in rewards.split(list(groups))])
+    centered = torch.cat(
+        [torch.zeros_like(each) if equal(each) else each - each.mean() for each in rewards.split(list(groups))]
+    )
     if scale == "none":
         return centered
     if scale == "batch":
         return centered / (_deviation(rewards) + 1e-4)
     deviations = [_deviation(each).expand(len(each)) for each in rewards.split(list(groups))]
     return centered / (torch.cat(deviations) + 1e-4)
+
+
+def equal(rewards: Tensor) -> bool:
+    """Whether all are the same: their mean may be rounded to another number, and what is left over 1e-4 is no signal."""
+    return bool((rewards == rewards[0]).all())
 
 
 def spread(values: Tensor, lengths: Sequence[int]) -> Tensor:

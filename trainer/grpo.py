@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer import losses
-from trainer.advantages import divergence, leave_one_out, spread, standardised
+from trainer.advantages import divergence, equal, leave_one_out, spread, standardised
 from trainer.config import Grpo
 from trainer.experience import (
     Experience,
@@ -42,7 +42,7 @@ def grpo(
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = told(experiences(groups), players)
         metrics = seen(rows, sum(len(row.answers) for row in rows), sum(len(each.samples) for each in groups))
-        metrics["equal_groups"] = sum(float(row.rewards.std(unbiased=False)) == 0 for row in rows) / len(rows)
+        metrics["equal_groups"] = sum(equal(row.rewards) for row in rows) / len(rows)
         ready = advantages(rows, config, rescale)
         return Round(over(ready, batch, config.epochs, lambda epoch: order(len(ready), number, epoch)), metrics)
 

@@ -97,6 +97,7 @@ def test_leave_one_out_is_unbiased_and_a_group_mean_is_not():
 def test_equal_rewards_teach_nothing():
     for scale in ("group", "batch", "none"):
         assert standardised(numbers(2, 2, 2), [3], scale).tolist() == [0, 0, 0]
+        assert standardised(torch.full((8,), 9.99), [8], scale).tolist() == [0.0] * 8  # whose mean is another number
 
 
 def test_standardised_rewards_of_a_group():
