@@ -94,7 +94,7 @@ def standardised(rewards: Tensor, groups: Sequence[int], scale: Literal["group",
 
 
 def equal(rewards: Tensor) -> bool:
-    """Whether all are the same: their mean may be rounded to another number, and what is left over 1e-4 is no signal."""
+    """Whether all are the same: their mean may be rounded to another number, and what is then left is no signal."""
     return bool((rewards == rewards[0]).all())
 
 

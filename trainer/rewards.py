@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from data.records import Prompt
@@ -123,7 +125,12 @@ def _model(folder: str, device: str) -> Rewards:
 
 
 def _function(module: str, name: str) -> Rewards | None:
-    """A function of the user's; None where there is no such module, so that the name may mean something else."""
+    """A function of the user's, in the folder where the command runs or installed; None where there is no such module,
+    so that the name may mean something else.
+    """
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
     try:
         found = importlib.import_module(module)
     except ModuleNotFoundError as error:

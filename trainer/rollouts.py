@@ -74,7 +74,8 @@ class Known:
         known = cls(folder / SAMPLES)
         if resume and known.place.is_file():
             whole = known.place.read_text("utf-8").rpartition("\n")[0]
-            known.place.write_text(whole + "\n" if whole else "", "utf-8")
+            if parallel.first():
+                known.place.write_text(whole + "\n" if whole else "", "utf-8")
             for line in map(json.loads, whole.splitlines()):
                 key = (line["round"], line["id"], line["sample"], _digest(line["response"]))
                 known.rewards[key] = line["reward"]

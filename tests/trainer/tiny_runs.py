@@ -208,6 +208,49 @@ def changes(folder: Path) -> int:
     return int((folder / "changes").read_text("utf-8"))
 
 
+def ran(asked: Sequence[object], folder: Path) -> Any:
+    """The result of a run that ends well."""
+    done = ended(forked(asked, folder), folder)
+    assert done.status == 0, done.err
+    return done.json
+
+
+def survived(asked: Sequence[object], folder: Path, fuses: Iterable[Fuse]) -> Any:
+    """The result of a run that is killed at each of these points, and is then left to go on."""
+    going = list(asked)
+    for fuse in fuses:
+        done = ended(forked(going, folder, fuse=fuse), folder)
+        assert done.status == -signal.SIGKILL, (fuse, done)
+        going = [*asked, "--resume"]
+    return ran(going, folder)
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """What was measured, less the time that it took."""
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.endswith("seconds")} for line in found]
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Two runs' folders: what is in every file of them, and no file more."""
+    names = [sorted(str(file.relative_to(run)) for file in run.rglob("*")) for run in (one, other)]
+    assert names[0] == names[1]
+    assert lines(one) == lines(other)
+    import torch
+    from safetensors.torch import load_file
+
+    for name in names[0]:
+        a, b = one / name, other / name
+        if a.suffix == ".safetensors":
+            tensors, others = load_file(a), load_file(b)
+            assert tensors.keys() == others.keys()
+            assert [key for key, each in tensors.items() if not torch.equal(each, others[key])] == [], name
+        elif a.name == "adapter_config.json":  # peft writes a set, whose order differs from process to process
+            assert sorted(a.read_text()) == sorted(b.read_text())
+        elif a.is_file() and a.name != "metrics.jsonl":
+            assert a.read_bytes() == b.read_bytes(), name
+
+
 def _child(words: list[str], folder: Path, settings: Mapping[str, str], fuse: Fuse) -> None:
     os.chdir(folder)
     os.environ.update({**environment(folder / "cache"), **settings})

@@ -1,0 +1,218 @@
+"""Runs that learn from their own samples: what they write, what they learn, what they do when there is no reward."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import Done, ended, forked, lines, ran, written
+
+from lm.rows import Tokens
+from trainer.config import Hir, Judged, Rest, TrainingError
+from trainer.hir import relabelled
+from trainer.rejection import best
+from trainer.rest import improved
+from trainer.rewards import combined, safety_first
+from trainer.rollouts import Group, Question, Sample
+
+ALL = ("ppo", "reinforce", "grpo", "rejection", "rest", "hir")
+REWARD = ("--reward.of", "tests.trainer.taste:vowels")
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [{"prompt": f"question number {n}, is it good?"} for n in range(40)]
+    return written(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows)
+
+
+def words(algorithm: str, model: Path, prompts: Path, *more: object, steps: int = 2) -> list[object]:
+    return [
+        algorithm, "--data.train", prompts, "--model.name", model, "--run.out", "run", "--json",
+        "--optim.steps", steps, "--optim.batch", 4, "--optim.lr", 3e-3, "--rollout.prompts", 8, "--rollout.samples", 4,
+        "--rollout.max-tokens", 12, *(REWARD if "--reward.of" not in more else ()), *more,
+    ]  # fmt: skip
+
+
+def tried(asked: list[object], folder: Path) -> Done:
+    return ended(forked(asked, folder), folder)
+
+
+@pytest.mark.parametrize("algorithm", ALL)
+def test_every_algorithm_learns_and_leaves_a_model(tmp_path, tiny, prompts, algorithm):
+    found = ran(words(algorithm, tiny, prompts), tmp_path)
+    assert (found["rounds"], found["prompts"], found["heldout_prompts"]) == (2, 36, 4)
+    assert found["reward"]["low"] <= found["reward"]["value"] <= found["reward"]["high"]
+    run = tmp_path / "run"
+    assert [line["update"] for line in lines(run)] == [0, 1, 1, 2, 2]
+    assert all(math.isfinite(each) for line in lines(run) for each in line.values() if isinstance(each, float))
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert Counter(each["round"] for each in samples) == {1: 32, 2: 32}
+    assert {len(each["tokens"]) <= 12 for each in samples} == {True}
+    from transformers import AutoModelForCausalLM
+
+    before, after = (AutoModelForCausalLM.from_pretrained(each).state_dict() for each in (tiny, run / "model"))
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    assert algorithm.upper() in (run / "card.md").read_text()
+
+
+def test_the_first_update_is_on_policy(tmp_path, tiny, prompts):
+    """Ratio 1, nothing clipped, no KL: what was sampled is what is learned."""
+    more = ("--algorithm.epochs", 1, "--optim.batch", 8)
+    ran(words("ppo", tiny, prompts, *more, steps=1), tmp_path)
+    (first,) = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert first["ratio"] == 1.0
+    assert (first["clipped"], first["policy_kl"], first["kl"]) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--algorithm.critic", "model"),
+        ("--model.freeze", 2),
+        ("--model.lora", 4),
+        ("--algorithm.target", 0.1, "--algorithm.whiten", "--algorithm.entropy", 0.01, "--algorithm.stop", 0.01),
+        ("--rollout.temperature", 0.7, "--rollout.unended", 1.0, "--rollout.stop", "zz"),
+        ("--model.dtype", "bfloat16"),
+        ("--reward.of", "tests.trainer.taste:mostly"),
+        ("--reward.of", "tests.trainer.taste:vowels", "tests.trainer.taste:vowels", "--reward.rule", "safety-first"),
+    ],
+    ids=["a critic of its own", "hydra", "adapters", "adapted", "tempered", "bf16", "some fail", "safety first"],
+)
+def test_ppo_as_people_set_it(tmp_path, tiny, prompts, more):
+    ran(words("ppo", tiny, prompts, *more), tmp_path)
+    learned = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert learned[0]["kl"] == pytest.approx(0.0, abs=0.2 if "bfloat16" in more else 1e-5)
+    assert abs(learned[0]["ratio"] - 1) < 0.5
+
+
+def test_a_frozen_layer_stays_and_its_reference_shares_it(tmp_path, tiny, prompts):
+    from safetensors.torch import load_file
+
+    ran(words("ppo", tiny, prompts, "--model.freeze", 2), tmp_path)
+    before, after = (load_file(each / "model.safetensors") for each in (tiny, tmp_path / "run/model"))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all("layers.2." in name or name in {"model.norm.weight", "lm_head.weight"} for name in moved)
+
+
+def test_ptx_is_learned_beside_and_without_weight_is_not_there(tmp_path, tiny, prompts):
+    shown = written(tmp_path / "shown.jsonl", [{"prompt": f"say {n}", "response": "of course"} for n in range(9)])
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    ran(words("ppo", tiny, prompts, "--algorithm.ptx", 5, "--data.pretrain", shown), with_it)
+    ran(words("ppo", tiny, prompts, "--data.pretrain", shown), without)
+    assert "ptx_loss" in lines(with_it / "run")[1]
+    assert "ptx_loss" not in lines(without / "run")[1]
+    said = tried(words("ppo", tiny, prompts, "--algorithm.ptx", 5), tmp_path / "none").complaint
+    assert said == "rlaif: algorithm.ptx: keeps what likely? Say --data.pretrain FILE (what sft takes)"
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "grpo", "rejection"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, tiny, prompts, algorithm, seed):
+    more = ("--rollout.samples", 8, "--rollout.prompts", 16, "--run.seed", seed, "--run.evaluate-every", 30)
+    more += ("--data.heldout", prompts.parent / "heldout.jsonl")
+    rows = [{"prompt": f"an unknown thing, number {n}, is it?"} for n in range(60)]
+    written(prompts.parent / "heldout.jsonl", rows)
+    found = ran(words(algorithm, tiny, prompts, *more, steps=30), tmp_path)
+    assert found["reward"]["low"] > found["before"]["high"], found
+    assert all(math.isfinite(line["grad_norm"]) for line in lines(tmp_path / "run") if "grad_norm" in line)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--reward.of", "tests.trainer.taste:nothing", "--reward.patience", 0), "no reward for any of 32 responses"),
+        (("--reward.of", "tests.trainer.taste:broken"), "RuntimeError: the judge is out"),
+        (("--reward.of", "tests.trainer.taste:short"), "gave 1 rewards for 32 responses"),
+        (("--reward.of", "tests.trainer.taste:words"), "'good' is no number; None says that there is no reward"),
+        (("--reward.of", "tests.trainer.taste:nobody"), "tests.trainer.taste has no function nobody"),
+        (("--reward.of", "tests.trainer.taste:no_function"), "tests.trainer.taste has no function no_function"),
+        (("--reward.of", "no_such_module:judge"), "expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION"),
+        (("--reward.of", "reward:nowhere"), "no such model folder"),
+        (("--reward.of", "local:smollm2"), "which question is it asked? Say reward.task"),
+        (("--reward.of", "http://127.0.0.1:9", "--reward.patience", 0), "no reward for any of"),
+        (("--reward.of", "tests.trainer.taste:mostly", "--reward.failures", "stop"), "responses have no reward"),
+        (("--rollout.max-tokens", 255), "leaves no room for a prompt"),
+        (("--reward.rule", "safety-first"), "safety-first needs two in reward.of"),
+        (("--algorithm.critic", "reward"), "the critic begins as a reward model; reward.of names none"),
+    ],
+)
+def test_a_run_that_cannot_go_on_says_why_in_one_line(tmp_path, tiny, prompts, more, said):
+    done = tried(words("ppo", tiny, prompts, "--run.evaluate-every", 100, *more), tmp_path)
+    assert done.status in {1, 2}
+    *_, last = done.err.splitlines()
+    assert last.startswith("rlaif: ")
+    assert said in last
+    assert "Traceback" not in done.err
+
+
+def test_constant_rewards_teach_grpo_nothing(tmp_path, tiny, prompts):
+    ran(words("grpo", tiny, prompts, "--reward.of", "tests.trainer.taste:constant"), tmp_path)
+    learned = [line for line in lines(tmp_path / "run") if "loss" in line]
+    assert learned[0]["equal_groups"] == 1.0
+    assert learned[0]["policy_loss"] == 0.0
+
+
+def group(name: str, rewards: list[float | None], tokens: Tokens = (1, 2)) -> Group:
+    samples = tuple(Sample(str(at), (5 + at,), (0.0,), True, reward) for at, reward in enumerate(rewards))
+    return Group(Question(name, f"prompt {name}", tokens, name), samples)
+
+
+def test_rejection_keeps_the_best_of_all_rounds():
+    rounds = [group("a", [0.1, 0.9, 0.3]), group("b", [None, -2.0]), group("a", [0.5, 0.8]), group("c", [None])]
+    assert [(row.id, row.answers) for row in best(rounds)] == [("a", ((6,),)), ("b", ((6,),))]
+    assert best([*rounds, group("a", [0.95])])[0].answers == ((5,),)
+
+
+@pytest.mark.parametrize("kind", ["percentile", "prompt"])
+def test_rest_keeps_ever_less_and_ever_better(kind):
+    groups = [group(str(n), [math.sin(n * 7 + at) for at in range(10)]) for n in range(5)]
+    config = Rest(thresholds=(0.0, 0.5, 0.8, 0.9), kind=kind)
+    kept = [{row.id: row for row in improved(groups, config, at)} for at in range(4)]
+    assert [len(each) for each in kept] == [50, 25, 10, 5]
+    for more, less in pairwise(kept):
+        assert less.keys() <= more.keys()
+
+
+def test_rest_takes_what_exceeds_a_threshold_and_an_empty_set_is_an_error():
+    groups = [group("a", [0.1, 0.5, 0.9, None])]
+    config = Rest(thresholds=(0.1, 0.5, 0.9), kind="absolute")
+    assert [row.id for row in improved(groups, config, 0)] == ["a#1", "a#2"]
+    assert [row.id for row in improved(groups, config, 1)] == ["a#2"]
+    with pytest.raises(TrainingError, match=r"thresholds 0.9 \(absolute\): no response has more"):
+        improved(groups, config, 2)
+
+
+def test_rest_of_equal_rewards_keeps_all():
+    assert len(improved([group("a", [1.0] * 4)], Rest(thresholds=(0.5,)), 0)) == 4
+
+
+def test_hir_uses_every_sample_under_what_it_fulfils():
+    groups = [group("a", [1.0, -1.0, None]), group("b", [0.5])]
+    rows = relabelled(groups, Hir(right="Good.", wrong="Bad."), lambda prompt: tuple(map(ord, str(prompt))))
+    asked = [("".join(map(chr, row.prompt)), "".join(map(chr, row.opposite))) for row in rows]
+    good, bad = "Good.\n\nprompt a", "Bad.\n\nprompt a"
+    assert asked == [(good, bad), (bad, good), ("Good.\n\nprompt b", "Bad.\n\nprompt b")]
+    assert [row.answers for row in rows] == [((5,),), ((6,),), ((5,),)]
+    assert sum(len(each.rewarded) for each in groups) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("helpful", "safe", "unsafe", "chosen"),
+    [(0.9, 0.8, False, 0.9), (0.9, 0.1, False, 0.1), (0.2, 0.8, True, 0.8), (0.2, 0.15, False, 0.2)],
+)
+def test_safety_comes_first_where_a_prompt_or_response_is_unsafe(helpful, safe, unsafe, chosen):
+    found = safety_first(helpful, safe, unsafe=unsafe, below=0.15)
+    assert found == pytest.approx(math.log(chosen / (1 - chosen)))
+
+
+def test_rewards_are_weighed_and_one_that_is_missing_leaves_none():
+    config = Judged(of=("a:b", "c:d"), weights=(2.0, -1.0))
+    ask = combined(config, [lambda *_: [1.0, None, float("nan")], lambda *_: [0.5, 1.0, 1.0]])
+    assert ask(["p"] * 3, ["r"] * 3, [False] * 3) == [1.5, None, None]
