@@ -26,7 +26,7 @@ from data.errors import RlaifError, UsageError
 from evaluator.annotate.options import Options as Voting
 from evaluator.commands import Found
 from evaluator.commands import app as evaluate
-from labeler.options import Limits, Options, Remote, Revising, Running
+from labeler.options import Limits, Options, Remote, Revising, Running, Sampling
 from labeler.server.options import Listening, Rewarding
 from trainer.commands import Wanted
 from trainer.commands import app as train
@@ -138,6 +138,50 @@ def rank(comparisons: str, /, *, asking: Asking) -> int:
     from labeler.ranking import Ranker
 
     return _job(Ranker, Ranking, read(comparisons, asking.running.columns), comparisons, asking)
+
+
+@app.command
+def sample(
+    prompts: str,
+    /,
+    *,
+    model: Model,
+    out: Out,
+    beside: str | None = None,
+    sampling: Annotated[Sampling | None, Parameter(name="*", group=_ASKING)] = None,
+    running: Annotated[Running | None, Parameter(name="*", group=_RUNNING)] = None,
+    remote: Annotated[Remote | None, Parameter(name="*", group=_REMOTE)] = None,
+    limits: Annotated[Limits | None, Parameter(name="*", group=_REMOTE)] = None,
+) -> int:
+    """Have a model answer prompts: responses to rate, or comparisons to label.
+
+    Parameters
+    ----------
+    prompts
+        Any file with prompts: comparisons and responses are read for theirs.
+    beside
+        What other models answered to the same prompts (a file of this command): comparisons of theirs with this one's.
+    """
+    from functools import partial
+
+    from data.reading import beside as others
+    from data.reading import prompts as read
+    from data.records import Sampled
+    from labeler.here import Job
+    from labeler.sampling import Sampler
+
+    running, remote, sampling = running or Running(), remote or Remote(), sampling or Sampling()
+    if running.dry_run is not None or running.batch:
+        raise UsageError("sample has neither --dry-run nor --batch")
+    known = {} if beside is None else others(beside)
+    reach = _reach(model, remote, limits or Limits())
+    job = Job(prompts, "", model, out, _cache(), running=running, reach=reach, budget=remote.budget, load=_nothing)
+    ask = partial(Sampler, sampling=sampling, beside=known)
+    return _executed(ask, Sampled, read(prompts, running.columns), job)
+
+
+def _nothing(_name: str) -> None:
+    """Responses are written to prompts as they are: there is no task."""
 
 
 @app.command

@@ -70,6 +70,17 @@ def prompts(source: str, named: str | None = None) -> Iterator[Prompted | Failur
             yield alone
 
 
+def beside(source: str) -> dict[str, list[tuple[str, str]]]:
+    """The responses of a file with who wrote them, by what the prompt says. Raises FileError, RlaifError."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    for row in each_response(source):
+        if isinstance(row, Failure):
+            raise RlaifError(row.message)
+        prompt = Prompted(id=row.id, prompt=row.prompt)
+        found.setdefault(prompt.content, []).append((row.response, row.model or "another"))
+    return found
+
+
 def revisable(source: str, named: str | None = None) -> Iterator[Prompted | Failure]:
     """Prompts, with the response that there is to each where the file has one. Raises FileError."""
     shapes = (columns.prompts(columns.parse(named)),) if named is not None else (*RESPONSE_SHAPES, *PROMPT_SHAPES)
@@ -150,7 +161,7 @@ def _no_shape(source: str, shapes: Sequence[Shape], what: str, seen: Sequence[Nu
 def _rows(source: str, shape: Shape, rows: Iterator[Numbered]) -> Iterator[Comparison | Response | Prompted | Failure]:
     name = source if source.startswith("hf:") else Path(source).name
     for each in rows:
-        place = f"{name}:{each.number}"
+        place = f"{each.file or name}:{each.number}"
         if isinstance(each.row, BadRow):
             yield Failure(id=place, stage="read", reason="bad_row", message=f"{place}: {each.row.message}", attempts=1)
             continue

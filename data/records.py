@@ -217,6 +217,31 @@ class Ranking(Record):
     truncated: bool = False
 
 
+class Sampled(Record):
+    """What models answered to one prompt."""
+
+    id: str
+    prompt: Prompt
+    responses: tuple[str, ...]
+    models: tuple[str, ...]
+    identity: str
+    """Of the last model: changes with its weights."""
+    digest: str
+    content: str = ""
+    tokens_in: int
+    tokens_out: int
+    usd: float | None
+    seconds: float
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A comparison of two and more responses, or a single one, with where it comes from."""
+        said = self.model_dump(include={"id", "prompt"})
+        meta = {"digest": self.digest, "identity": self.identity}
+        if len(self.responses) == 1:
+            return [{**said, "response": self.responses[0], "model": self.models[0], "meta": meta}]
+        return [{**said, "responses": list(self.responses), "models": list(self.models), "meta": meta}]
+
+
 class Revised(Record):
     """One step of a critique and revision: what was asked by which principle, and the response after it."""
 
@@ -272,7 +297,7 @@ class Failure(Record):
     attempts: int = 1
 
 
-Answer: TypeAlias = Label | Score | ModelReward | Ranking | Revisions
+Answer: TypeAlias = Label | Score | ModelReward | Ranking | Revisions | Sampled
 
 
 def canonical(value: object) -> str:

@@ -14,7 +14,8 @@ import tempfile
 import zlib
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from glob import glob
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
@@ -44,16 +45,20 @@ class Numbered:
 
     number: int
     row: Fields | BadRow
+    file: str | None = None
+    """Which one, where several were read as one."""
 
 
 def read(source: str) -> Iterator[Numbered]:
-    """Stream the rows of a file or `hf:` data set.
+    """Stream the rows of a file, of all files of a pattern (`rounds/*/pairs.jsonl`), or of an `hf:` data set.
 
     Raises FileError when the whole cannot be read; a single bad line comes as a `BadRow`.
     """
     if source.startswith("hf:"):
         return _refuse_nothing(source, _hub(source))
     path = Path(source)
+    if "*" in source and not path.exists():
+        return _all(source)
     try:
         size = path.stat().st_size
     except FileNotFoundError:
@@ -65,6 +70,21 @@ def read(source: str) -> Iterator[Numbered]:
     if size == 0:
         raise FileError(f"{source}: the file is empty")
     return _refuse_nothing(source, _reader(path))
+
+
+def files(source: str) -> list[str]:
+    """The files that a pattern names, or the one. Raises FileError where there is none."""
+    if "*" not in source or source.startswith("hf:") or Path(source).exists():
+        return [source]
+    found = sorted(glob(source, recursive=True))  # noqa: PTH207  a Path has no absolute patterns
+    if not found:
+        raise FileError(f"{source}: no file has such a name")
+    return found
+
+
+def _all(pattern: str) -> Iterator[Numbered]:
+    paths = files(pattern)
+    return (replace(each, file=Path(path).name) for path in paths for each in read(path))
 
 
 def _reader(path: Path) -> Iterator[Numbered]:

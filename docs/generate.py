@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate ranking",
     "evaluate harmless",
     "evaluate reward-model",
+    "sample",
     "revise",
     "report",
     "ablate",

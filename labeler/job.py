@@ -25,6 +25,7 @@ from data.records import (
     Ranking,
     Response,
     Revisions,
+    Sampled,
     Score,
 )
 from labeler.journal import Journal
@@ -148,8 +149,8 @@ class _Window:
 
 def write(journal: Journal, out: Path, kind: type[Answer]) -> None:
     """Write what the journal has of this run's input: the answers to `out`, the failures beside it."""
-    if kind is Revisions:
-        tables.write(out, _each_revision(journal.results(ok=True)))
+    if kind is Revisions or kind is Sampled:
+        tables.write(out, _several(journal.results(ok=True), kind))
     else:
         tables.write_json(out, journal.results(ok=True), SCHEMAS[kind]())
     if next(journal.results(ok=False), None) is not None:
@@ -158,9 +159,10 @@ def write(journal: Journal, out: Path, kind: type[Answer]) -> None:
         failures_path(out).unlink(missing_ok=True)
 
 
-def _each_revision(results: Iterable[str]) -> Iterator[dict[str, Any]]:
+def _several(results: Iterable[str], kind: type[Revisions] | type[Sampled]) -> Iterator[dict[str, Any]]:
+    """The rows that people read and train on, which an answer may hold several of."""
     for each in results:
-        yield from Revisions.model_validate_json(each).rows()
+        yield from kind.model_validate_json(each).rows()
 
 
 @dataclass

@@ -12,6 +12,8 @@ from typing import Literal
 from data.errors import RlaifError
 
 MOST_VOTES = 100
+MOST_SAMPLES = 9
+"""Responses of a comparison."""
 
 Rung = Literal["logprobs", "votes", "stated"]
 
@@ -89,6 +91,28 @@ class Revising:
             raise RlaifError("--rounds and --max-tokens must be at least 1, --shots not below 0")
         if not 0 <= self.temperature < math.inf:
             raise RlaifError(f"--temperature {self.temperature:g}: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How responses are written."""
+
+    samples: int = 1
+    """Responses to each prompt; two and more are a comparison."""
+    temperature: float = 1.0
+    """0 writes the likeliest response, and then `samples` are all the same."""
+    max_tokens: int = 256
+    """Most tokens of a response."""
+    seed: int = 0
+    """Of what is sampled."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.samples <= MOST_SAMPLES or self.max_tokens < 1:
+            raise RlaifError(f"--samples lies between 1 and {MOST_SAMPLES}, --max-tokens is at least 1")
+        if not 0 <= self.temperature < math.inf:
+            raise RlaifError(f"--temperature {self.temperature:g}: expected 0 or more")
+        if self.samples > 1 and self.temperature == 0:
+            raise RlaifError("--samples needs a --temperature above 0: all samples would be the same")
 
 
 @dataclass(frozen=True, kw_only=True)

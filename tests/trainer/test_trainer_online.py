@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
-from tiny_runs import Done, ended, forked, lines, ran, written
+from tiny_runs import Done, ended, environment, forked, lines, ran, written
 
 from lm.rows import Tokens
 from trainer.config import Hir, Judged, Rest, TrainingError
@@ -150,6 +159,104 @@ def test_a_run_that_cannot_go_on_says_why_in_one_line(tmp_path, tiny, prompts, m
     assert last.startswith("rlaif: ")
     assert said in last
     assert "Traceback" not in done.err
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory, tiny: Path, votes: Path) -> Path:
+    """A reward model of the tiny model's family."""
+    folder = tmp_path_factory.mktemp("judge")
+    words = ["reward", "--data.train", votes, "--model.name", tiny, "--run.out", "run", "--optim.steps", 30]
+    ran([*words, "--optim.lr", 3e-3, "--optim.batch", 8, "--json"], folder)
+    return folder / "run/model"
+
+
+@contextmanager
+def serving(model: Path, folder: Path) -> Iterator[int]:
+    """`rlaif serve`, as a person starts it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "rlaif", "serve", "--model", f"reward:{model}", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(folder / "cache"), cwd=folder, stderr=subprocess.DEVNULL) as server:
+        try:
+            for _ in range(600):
+                with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+                    if answer.status == 200:
+                        break
+                time.sleep(0.1)
+            yield port
+        finally:
+            server.terminate()
+
+
+class Unreliable(ThreadingHTTPServer):
+    """Hands requests on to a server at `port`; a third of the items gets no reward, every fifth request no answer."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.requests, self.items = port, 0, 0
+        super().__init__(("127.0.0.1", 0), Passing)
+
+
+class Passing(BaseHTTPRequestHandler):
+    server: Unreliable
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests += 1
+        if self.server.requests % 5 == 2:
+            self.connection.close()
+            return
+        request = urllib.request.Request(f"http://127.0.0.1:{self.server.port}{self.path}", body)
+        request.add_header("Content-Type", "application/json")
+        with urllib.request.urlopen(request) as answer:
+            told = json.loads(answer.read())
+        for item in told["items"]:
+            self.server.items += 1
+            if self.server.items % 3 == 0:
+                item |= {"reward": None, "score": None, "reason": "too_long", "message": "not today"}
+        found = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(found)))
+        self.end_headers()
+        self.wfile.write(found)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.mark.training
+def test_ppo_learns_over_http_while_a_third_of_the_rewards_fails(tmp_path, tiny, prompts, judge):
+    with serving(judge, tmp_path) as port, Unreliable(port) as proxy:
+        Thread(target=proxy.serve_forever, daemon=True).start()
+        of = ("--reward.of", f"http://127.0.0.1:{proxy.server_address[1]}", "--run.evaluate-every", 20)
+        found = ran(words("ppo", tiny, prompts, *of, "--rollout.samples", 8, steps=20), tmp_path)
+        proxy.shutdown()
+    assert found["reward"]["value"] > found["before"]["value"]
+    shares = [line["rewarded"] for line in lines(tmp_path / "run") if "loss" in line]
+    assert all(0.5 < share < 0.8 for share in shares)
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert {each["reward"] for each in samples if each["reward"] in {0, None}} == {None}
+
+
+def test_a_reward_model_is_the_reward_and_the_critics_beginning(tmp_path, tiny, prompts, judge):
+    of = ("--reward.of", f"reward:{judge}", "--algorithm.critic", "reward")
+    ran(words("ppo", tiny, prompts, *of), tmp_path)
+    first = next(line for line in lines(tmp_path / "run") if "loss" in line)
+    assert abs(first["value"] - first["reward"]) < 5 * first["reward_deviation"] + 1
+
+
+def test_a_server_that_is_away_for_a_moment_is_a_pause(tmp_path, tiny, prompts, judge):
+    """It is started only when the run asks already."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    of = ("--reward.of", f"http://127.0.0.1:{port}", "--reward.patience", 60)
+    process = forked(words("grpo", tiny, prompts, *of, steps=1), tmp_path)
+    time.sleep(3)
+    command = [sys.executable, "-m", "rlaif", "serve", "--model", f"reward:{judge}", "--port", str(port)]
+    with subprocess.Popen(command, env=environment(tmp_path / "cache2"), stderr=subprocess.DEVNULL) as server:
+        done = ended(process, tmp_path)
+        server.terminate()
+    assert done.status == 0, done.err
 
 
 def test_constant_rewards_teach_grpo_nothing(tmp_path, tiny, prompts):

@@ -257,3 +257,63 @@ def test_whenever_a_run_is_killed_it_goes_on_to_the_same_end(tmp_path, tiny, vot
         assert done.status == 0, done.err
         assert_same(tmp_path / "whole/run", folder / "run")
     assert killed > 2
+
+
+ONLINE: dict[str, tuple[object, ...]] = {
+    "ppo": ("ppo", "--algorithm.target", 0.1, "--algorithm.critic", "model"),
+    "reinforce": ("reinforce",),
+    "grpo": ("grpo", "--model.lora", 4, "--model.lora-dropout", 0.2),
+    "rejection": ("rejection",),
+    "rest": ("rest",),
+    "hir": ("hir",),
+}
+"""What learns from its own samples."""
+
+
+def sampling(run: Sequence[object], model: Path, rows: Path) -> list[object]:
+    return [
+        *run, "--data.train", rows, "--model.name", model, "--run.out", "run", "--json", "--optim.steps", 5,
+        "--optim.batch", 3, "--optim.lr", 3e-3, "--run.evaluate-every", 2, "--run.save-every", 2,
+        "--rollout.prompts", 6, "--rollout.samples", 3, "--rollout.max-tokens", 8, "--rollout.rows", 6,
+        "--reward.of", "tests.trainer.taste:counted",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory, tiny: Path, votes: Path) -> Callable[[str], Path]:
+    """The folder of such a run that nobody killed."""
+
+    @cache
+    def run(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("unbroken")
+        ran(sampling(ONLINE[name], tiny, votes), folder, RLAIF_COUNTED=str(folder / "counted"))
+        return folder
+
+    return run
+
+
+SAMPLED = {
+    "ppo": (Fuse(20, "samples.jsonl"), Fuse(30, "samples.jsonl", middle=True), Fuse(2, "00000004")),
+    "reinforce": (Fuse(2, "metrics.jsonl", middle=True), Fuse(60, "samples.jsonl")),
+    "grpo": (Fuse(3, "00000002"), Fuse(40, "samples.jsonl", middle=True)),
+    "rejection": (Fuse(30, "samples.jsonl", middle=True), Fuse(5, "metrics.jsonl")),
+    "rest": (Fuse(1, "00000002"), Fuse(70, "samples.jsonl")),
+    "hir": (Fuse(1, "config.toml", middle=True), Fuse(50, "samples.jsonl")),
+}
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_run_on_samples_that_was_killed_goes_on_to_the_same_end(tmp_path, tiny, votes, unbroken, name):
+    asked = sampling(ONLINE[name], tiny, votes)
+    survived(asked, tmp_path, SAMPLED[name], RLAIF_COUNTED=str(tmp_path / "counted"))
+    assert_same(unbroken(name) / "run", tmp_path / "run")
+    assert [line["update"] for line in lines(tmp_path / "run") if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+def test_no_reward_is_asked_for_twice_but_those_of_the_piece_that_was_cut_off(tmp_path, tiny, votes, unbroken):
+    """Looks at held-out prompts are no part of it: they ask again."""
+    kept = [(unbroken("ppo") / "counted").read_text().count("\n")]
+    asked = sampling(ONLINE["ppo"], tiny, votes)
+    survived(asked, tmp_path, [Fuse(30, "samples.jsonl")], RLAIF_COUNTED=str(tmp_path / "counted"))
+    again = (tmp_path / "counted").read_text().count("\n") - kept[0]
+    assert again <= 2 * 6 + 4  # at most two pieces of six, and the look that was asked again

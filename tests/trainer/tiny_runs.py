@@ -208,21 +208,21 @@ def changes(folder: Path) -> int:
     return int((folder / "changes").read_text("utf-8"))
 
 
-def ran(asked: Sequence[object], folder: Path) -> Any:
+def ran(asked: Sequence[object], folder: Path, **settings: str) -> Any:
     """The result of a run that ends well."""
-    done = ended(forked(asked, folder), folder)
+    done = ended(forked(asked, folder, **settings), folder)
     assert done.status == 0, done.err
     return done.json
 
 
-def survived(asked: Sequence[object], folder: Path, fuses: Iterable[Fuse]) -> Any:
+def survived(asked: Sequence[object], folder: Path, fuses: Iterable[Fuse], **settings: str) -> Any:
     """The result of a run that is killed at each of these points, and is then left to go on."""
     going = list(asked)
     for fuse in fuses:
-        done = ended(forked(going, folder, fuse=fuse), folder)
+        done = ended(forked(going, folder, fuse=fuse, **settings), folder)
         assert done.status == -signal.SIGKILL, (fuse, done)
         going = [*asked, "--resume"]
-    return ran(going, folder)
+    return ran(going, folder, **settings)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
