@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from data.errors import FileError
-from data.reading import Reading, open_comparisons, open_responses
-from data.records import Comparison, Failure, Rating, Vote
+from data.reading import Prompts, Reading, open_comparisons, open_prompts, open_responses
+from data.records import Comparison, Failure, Prompted, Rating, Vote
 from data.sources import columns
 
 EXAMPLES = 5
@@ -62,7 +63,7 @@ class Report:
 
 
 def check(source: str, named: str | None = None) -> Report:
-    """Read a whole file and report. Raises FileError where it is neither comparisons nor responses."""
+    """Read a whole file and report. Raises FileError where it is neither comparisons, responses nor prompts."""
     reading, what = _open(source, named)
     report = Report(source, what, reading.shape.about)
     ids: set[str] = set()
@@ -75,6 +76,8 @@ def check(source: str, named: str | None = None) -> Report:
             continue
         report.usable += 1
         ids.add(row.id)
+        if isinstance(row, Prompted):
+            continue
         verdicts: tuple[Vote | Rating, ...] = row.votes if isinstance(row, Comparison) else row.ratings
         report.judged += bool(verdicts)
         report.raters.update(each.rater for each in verdicts)
@@ -83,7 +86,7 @@ def check(source: str, named: str | None = None) -> Report:
     return report
 
 
-def _open(source: str, named: str | None) -> tuple[Reading, str]:
+def _open(source: str, named: str | None) -> tuple[Reading | Prompts, str]:
     if named is not None and "response" in columns.parse(named):
         return open_responses(source, named), "responses"
     try:
@@ -91,7 +94,9 @@ def _open(source: str, named: str | None) -> tuple[Reading, str]:
     except FileError as error:
         if named is not None or "cannot be read as comparisons" not in str(error):
             raise
-        try:
+        with suppress(FileError):
             return open_responses(source, named), "responses"
+        try:
+            return open_prompts(source, named), "prompts alone"
         except FileError:
             raise error from None

@@ -27,6 +27,15 @@ class Reading:
     rows: Iterator[Comparison | Response | Failure]
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The same of prompts, in whatever they come."""
+
+    source: str
+    shape: Shape
+    rows: Iterator[Comparison | Response | Prompted | Failure]
+
+
 def comparisons(source: str, named: str | None = None) -> Iterator[Comparison | Failure]:
     """The comparisons of a file, streamed. `named` is the text of `--columns`. Raises FileError."""
     for row in open_comparisons(source, named).rows:
@@ -59,7 +68,7 @@ def each_response(source: str, named: str | None = None) -> Iterator[Response | 
 def prompts(source: str, named: str | None = None) -> Iterator[Prompted | Failure]:
     """The prompts of a file, of comparisons, responses, or prompts alone, each once. Raises FileError."""
     seen: set[str] = set()
-    for row in _prompting(source, named):
+    for row in open_prompts(source, named).rows:
         if isinstance(row, Failure):
             yield row
             continue
@@ -91,12 +100,12 @@ def revisable(source: str, named: str | None = None) -> Iterator[Prompted | Fail
             yield row
 
 
-def _prompting(source: str, named: str | None) -> Iterator[Comparison | Response | Prompted | Failure]:
+def open_prompts(source: str, named: str | None = None) -> Prompts:
     if named is not None:
         shapes = (columns.prompts(columns.parse(named)),)
     else:
         shapes = (*COMPARISON_SHAPES, *RESPONSE_SHAPES, *PROMPT_SHAPES)
-    return _found(source, shapes, "prompts")[1]
+    return Prompts(source, *_found(source, shapes, "prompts"))
 
 
 def _singly(row: Comparison | Failure) -> Sequence[Response | Failure]:

@@ -77,14 +77,15 @@ class Actor(nn.Module):
             nn.init.zeros_(self.value.weight)
             nn.init.zeros_(self.value.bias)
 
-    def forward(self, found: Branches) -> Told:
-        model = bare(self.model)
+    def forward(self, found: Branches, *, plain: bool = False) -> Told:
+        """`plain` tells of the model itself, at temperature 1: for texts that it did not sample."""
+        model, temperature = bare(self.model), 1.0 if plain else self._temperature
         device = next(model.parameters()).device
         places, tokens = (torch.tensor(each, device=device) for each in (found.places, found.tokens))
         laid = tree.lay(found.pack, device)
         if head.is_plain(model):
             hidden = _hidden(model, laid)[places]
-            own, scaled = model.get_output_embeddings(), hidden / self._temperature
+            own, scaled = model.get_output_embeddings(), hidden / temperature
             likelihoods, entropies = head.foretold(scaled, own, tokens)
             means = head.mean_log_probability(scaled, own, tokens, likelihoods) if self._meaned else None
         else:
@@ -97,7 +98,7 @@ class Actor(nn.Module):
                 output_hidden_states=True,
             )
             hidden = out.hidden_states[-1][0][places]
-            every = (out.logits[0].float() / self._temperature).log_softmax(-1)
+            every = (out.logits[0].float() / temperature).log_softmax(-1)
             likelihoods, entropies = every.gather(1, tokens[:, None]).squeeze(1), -(every.exp() * every).sum(-1)
             means = every.mean(-1) if self._meaned else None
         if self.value is None:

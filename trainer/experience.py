@@ -163,7 +163,7 @@ def over(rows: Sequence[Row], size: int, epochs: int, order: Callable[[int], Seq
         yield Lesson(iter([ordered[at : at + size] for at in range(0, len(ordered), size)]))
 
 
-def seen(rows: Sequence[Experience], kept: int, asked: int) -> dict[str, float]:
+def seen(rows: Sequence[Experience]) -> dict[str, float]:
     """What every algorithm logs of a round."""
     rewards, counts = joined(rows, "rewards"), lengths(rows)
     log_ratio = joined(rows, "old") - joined(rows, "reference")
@@ -174,5 +174,4 @@ def seen(rows: Sequence[Experience], kept: int, asked: int) -> dict[str, float]:
         "kl": float(summed.mean()),
         "entropy": float(joined(rows, "entropies").mean()),
         "length": sum(counts) / len(counts),
-        "rewarded": kept / asked,
     }

@@ -41,7 +41,7 @@ def grpo(
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = told(experiences(groups), players)
-        metrics = seen(rows, sum(len(row.answers) for row in rows), sum(len(each.samples) for each in groups))
+        metrics = seen(rows)
         metrics["equal_groups"] = sum(equal(row.rewards) for row in rows) / len(rows)
         ready = advantages(rows, config, rescale)
         return Round(over(ready, batch, config.epochs, lambda epoch: order(len(ready), number, epoch)), metrics)

@@ -80,7 +80,7 @@ def algorithm(players: Players, config: Hir) -> Algorithm[Relabelled]:
 
     def values(rows: Sequence[Relabelled]) -> Values:
         laid = branches((prompt, row.answers) for row in rows for prompt in (row.prompt, row.opposite))
-        said = players.actor(laid)
+        said = players.actor(laid, plain=True)
         counts = torch.tensor(laid.lengths, device=said.likelihoods.device)
         means = totals(said.likelihoods, laid.lengths) / counts
         spread = totals(said.entropies, laid.lengths) / counts

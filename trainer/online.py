@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
+from threading import Event
 from typing import Any
 
 from data import reading
@@ -83,6 +84,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     folder.check(config.run.out, config, resume=resume)
     found, unusable = _read(config)
     tell = around.tell if parallel.first() else lambda _line: None
+    stopped = Event()
     sources = opened(config.reward, elsewhere, config.model.device)
     built = build(config, around.cache)
     try:
@@ -93,7 +95,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         players, trained = gather(built, config, around.cache)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
-        ask = _patient(config, combined(config.reward, sources), tell)
+        ask = _patient(config, combined(config.reward, sources), tell, stopped)
         course = _Course(config, built, players, trained, prompts, encoder, ask, around.interval, tell)
         try:
             result = course.run(resume=resume)
@@ -113,6 +115,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
             tell(missing)
     finally:
+        stopped.set()
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
 
@@ -330,13 +333,7 @@ def _order(seed: int, count: int, number: int, epoch: int) -> list[int]:
 
 def _chosen(questions: Sequence[Question], size: int, number: int, seed: int) -> list[Question]:
     """The prompts of a round, each at most once."""
-    found: list[Question] = []
-    for at in range(number * size, (number + 1) * size):
-        epoch, place = divmod(at, len(questions))
-        each = questions[_order(seed, len(questions), 0, epoch)[place]]
-        if each not in found:
-            found.append(each)
-    return found
+    return list({each.id: each for each in batch(questions, size, number, seed)}.values())
 
 
 def _room(config: Config, built: Built) -> int:
@@ -431,13 +428,13 @@ def _topic(prompt: Prompt) -> str:
     return fingerprint([prompt] if isinstance(prompt, str) else [each.content for each in prompt])
 
 
-def _patient(config: Config, ask: Ask, tell: Callable[[str], None]) -> Ask:
+def _patient(config: Config, ask: Ask, tell: Callable[[str], None], stopped: Event) -> Ask:
     """Wait for a server that gives nothing; stop at a single failure where that was asked for."""
     wanted = config.reward
     assert wanted is not None
 
     def patient(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> Sequence[float | None]:
-        found = patiently(lambda: ask(prompts, responses, unsafe), wanted.patience, tell)
+        found = patiently(lambda: ask(prompts, responses, unsafe), wanted.patience, tell, stopped)
         if wanted.failures == "stop" and any(each is None for each in found):
             count = sum(each is None for each in found)
             raise TrainingError(f"{count} of {len(found)} responses have no reward (reward.failures stop)")

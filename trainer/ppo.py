@@ -41,7 +41,7 @@ def ppo(players: Players, config: Ppo, batch: int, order: Order, rescale: Callab
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = told(experiences(groups), players)
-        metrics = seen(rows, sum(len(row.answers) for row in rows), sum(len(each.samples) for each in groups))
+        metrics = seen(rows)
         ready, more = advantages(rows, config, state["beta"], rescale)
         metrics |= {**more, "beta": state["beta"]}
         if config.target is not None:

@@ -36,7 +36,7 @@ def reinforce(
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = told(experiences(groups), players)
-        metrics = seen(rows, sum(len(row.answers) for row in rows), sum(len(each.samples) for each in groups))
+        metrics = seen(rows)
         ready = advantages(rows, config, rescale)
         metrics["value"] = float(joined(rows, "values").mean())
         return Round(over(ready, batch, 1, lambda epoch: order(len(ready), number, epoch)), metrics)

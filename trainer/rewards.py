@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from data.records import Prompt
@@ -74,16 +75,19 @@ def safety_first(helpfulness: float, safety: float, *, unsafe: bool, below: floa
 
 
 def patiently(
-    ask: Callable[[], Sequence[float | None]], patience: float, tell: Callable[[str], None]
+    ask: Callable[[], Sequence[float | None]], patience: float, tell: Callable[[str], None], stopped: Event
 ) -> Sequence[float | None]:
-    """Ask again while there is no reward at all, which a server that died for a minute shows. Raises TrainingError."""
+    """Ask again while there is no reward at all, as when a server died for a minute, until the run is `stopped`.
+
+    Raises TrainingError.
+    """
     end = time.monotonic() + patience
     told = False
     while True:
         found = ask()
         if not found or any(each is not None for each in found):
             return found
-        if time.monotonic() >= end:
+        if time.monotonic() >= end or stopped.is_set():
             raise TrainingError(
                 f"no reward for any of {len(found)} responses, for {patience:g} s: is its server there? The last"
                 " checkpoint stays; --resume goes on"
@@ -91,7 +95,7 @@ def patiently(
         if not told:
             tell(f"no reward for any of {len(found)} responses; asking again for {patience:g} s (reward.patience)")
             told = True
-        time.sleep(min(AGAIN, max(0.0, end - time.monotonic())))
+        stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
 
 
 def _opened(name: str, elsewhere: Opener, device: str) -> Rewards:

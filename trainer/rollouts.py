@@ -81,6 +81,7 @@ class Known:
                 known.rewards[key] = line["reward"]
         elif parallel.first():
             known.place.write_text("", "utf-8")
+        parallel.wait()
         return known
 
     def groups(self, questions: Sequence[Question], last: int, unended: float) -> list[Group]:
@@ -154,7 +155,8 @@ def rewarded(
     """Groups with their rewards; while a piece is rewarded, the next one is written."""
     groups: list[Group] = []
     waiting: Future[list[Group]] | None = None
-    with ThreadPoolExecutor(max_workers=1) as asking:
+    asking = ThreadPoolExecutor(max_workers=1)
+    try:
         for piece in written:
             if waiting is not None:
                 groups += waiting.result()
@@ -162,6 +164,8 @@ def rewarded(
             done(sum(len(each) for _, each in piece))
         if waiting is not None:
             groups += waiting.result()
+    finally:
+        asking.shutdown(wait=False, cancel_futures=True)  # a run that is stopped does not wait for a dead server
     return groups
 
 

@@ -37,6 +37,7 @@ class Row:
 
 
 R = TypeVar("R", bound=Row)
+T = TypeVar("T")
 
 
 def encode(
@@ -67,9 +68,9 @@ def _row(example: Example, encoder: Encoder, most: int, response: int | None) ->
     return Row(example.id, encoder.prompt(turns, most - longest), answers, example.pairs)
 
 
-def batch(rows: Sequence[Row], size: int, number: int, seed: int) -> list[Row]:
+def batch(rows: Sequence[T], size: int, number: int, seed: int) -> list[T]:
     """The rows of update `number`, from 0: each epoch has its own order, and an update may begin the next one."""
-    found: list[Row] = []
+    found: list[T] = []
     for at in range(number * size, (number + 1) * size):
         epoch, place = divmod(at, len(rows))
         found.append(rows[_order(len(rows), seed, epoch)[place]])

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lm.branches import Actor, LogProbabilities, Told, totals
+from lm.branches import Actor, LogProbabilities, totals
 from trainer.loop import Algorithm, Values
 from trainer.pairs import laid_out
 from trainer.rows import Row
@@ -19,8 +19,8 @@ def sft(policy: LogProbabilities | Actor) -> Algorithm[Row]:
         laid = laid_out(rows)
         lengths = torch.tensor(laid.lengths, dtype=torch.float32)
         owner = torch.tensor([at for at, row in enumerate(rows) for _ in row.answers])
-        said = policy(laid)
-        own = totals(said.likelihoods if isinstance(said, Told) else said, laid.lengths)
+        said = policy(laid, plain=True).likelihoods if isinstance(policy, Actor) else policy(laid)
+        own = totals(said, laid.lengths)
         summed = own.new_zeros(len(rows)).index_add(0, owner.to(own.device), own)
         tokens = lengths.new_zeros(len(rows)).index_add(0, owner, lengths)
         return {"loss": -summed / tokens.to(own.device)}

@@ -244,6 +244,13 @@ def test_a_reward_model_is_the_reward_and_the_critics_beginning(tmp_path, tiny, 
     assert abs(first["value"] - first["reward"]) < 5 * first["reward_deviation"] + 1
 
 
+def test_a_labeler_is_a_reward(tmp_path, tiny, prompts):
+    of = ("--reward.of", "fake:longer", "--reward.task", "helpfulness")
+    ran(words("grpo", tiny, prompts, *of), tmp_path)
+    samples = [json.loads(line) for line in (tmp_path / "run/samples.jsonl").read_text().splitlines()]
+    assert all(-1 <= each["reward"] <= 1 for each in samples)
+
+
 def test_a_server_that_is_away_for_a_moment_is_a_pause(tmp_path, tiny, prompts, judge):
     """It is started only when the run asks already."""
     with socket.socket() as free:
