@@ -843,7 +843,9 @@ def _train(wanted: Wanted) -> int:
     else:
         from trainer import online
 
-        result = online.train(config, around, _rewards(config.reward.task), resume=wanted.resume)
+        result = online.train(
+            config, around, _rewards(config.reward.task, config.reward.patience), resume=wanted.resume
+        )
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
     if wanted.json:
@@ -855,13 +857,14 @@ def _train(wanted: Wanted) -> int:
     return SOME_FAILED if result.failed else OK
 
 
-def _rewards(task: str) -> Callable[[str], Any]:
+def _rewards(task: str, patience: float) -> Callable[[str], Any]:
     """A trainer's reward by its name: a labeler or a server, as a plain callable."""
     from labeler.as_reward import rewards
 
     def opened(name: str) -> Any:
         reach = _reach(name, Remote(), Limits())
-        return rewards(name, task=task, cache=_cache(), reach=reach, token=os.environ.get("RLAIF_TOKEN") or None)
+        token = os.environ.get("RLAIF_TOKEN") or None
+        return rewards(name, task=task, cache=_cache(), reach=reach, token=token, patience=patience)
 
     return opened
 

@@ -159,9 +159,11 @@ def compare(kind: str, dtype: str, folder: str, count: int) -> dict[str, Any]:
     theirs = run(peer, worker, job)
     again = run(Path(sys.executable), Path(__file__), job)
     mine = statistics.median([*first["seconds"], *again["seconds"]])
+    ratio = statistics.median(theirs["seconds"]) / mine
+    print(f"{kind} {dtype}: {ratio:.2f} times as fast ({mine:.1f} s a round)", file=sys.stderr, flush=True)
     return {
         "seconds_a_round": {"ours": mine, "theirs": statistics.median(theirs["seconds"])},
-        "times_as_fast": statistics.median(theirs["seconds"]) / mine,
+        "times_as_fast": ratio,
         "tokens_per_second": {
             name: BATCH * samples * TOKENS / each
             for name, each in (("ours", mine), ("theirs", statistics.median(theirs["seconds"])))

@@ -15,16 +15,19 @@ from labeler.options import Options
 from labeler.score import Scorer
 from prompts.task import load
 
+PATIENCE = 100.0
+"""Seconds for one request with all of its tries; the trainer asks again where it has more."""
+
 Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
-def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None) -> Rewards:
+def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float) -> Rewards:
     """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None where there is none.
 
     Raises RlaifError for a name that means neither.
     """
     if name.startswith(("http://", "https://")):
-        return _served(name, token)
+        return _served(name, token, patience)
     if name.partition(":")[0] not in KINDS:
         raise RlaifError(
             f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION that can be imported, or a"
@@ -35,8 +38,8 @@ def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | Non
     return _asked(name, task, cache, reach)
 
 
-def _served(url: str, token: str | None) -> Rewards:
-    client = RewardClient(url, token)
+def _served(url: str, token: str | None, patience: float) -> Rewards:
+    client = RewardClient(url, token, timeout=min(PATIENCE, max(1.0, patience)))
 
     def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]

@@ -104,7 +104,7 @@ class Actor(nn.Module):
         if self.value is None:
             return Told(likelihoods, entropies, None, means)
         with torch.autocast(device.type, enabled=False):
-            return Told(likelihoods, entropies, self.value(hidden.float()).squeeze(-1), means)
+            return Told(likelihoods, entropies, self.value(hidden.float()).sum(-1), means)
 
 
 class Scores(nn.Module):

@@ -83,10 +83,10 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     assert config.reward is not None
     folder.check(config.run.out, config, resume=resume)
     found, unusable = _read(config)
-    tell = around.tell if parallel.first() else lambda _line: None
     stopped = Event()
     sources = opened(config.reward, elsewhere, config.model.device)
     built = build(config, around.cache)
+    tell = around.tell if parallel.first() else lambda _line: None
     try:
         encoder = Encoder(built.loaded.tokenizer)
         prompts = _questions(config, found, unusable, built, encoder)

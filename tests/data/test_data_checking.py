@@ -82,8 +82,8 @@ def test_named_columns_are_checked(lines, row, named, kind):
 
 
 def test_a_file_that_is_neither_says_what_comparisons_would_need(lines):
-    with pytest.raises(FileError, match="cannot be read as comparisons: it has the columns text"):
-        check(lines({"text": "x"}))
+    with pytest.raises(FileError, match="cannot be read as comparisons: it has the columns body"):
+        check(lines({"body": "x"}))
 
 
 @pytest.mark.parametrize("name", ["missing.jsonl", "rows.txt"])

@@ -30,7 +30,6 @@ from trainer.rewards import combined, safety_first
 from trainer.rollouts import Group, Question, Sample
 
 ALL = ("ppo", "reinforce", "grpo", "rejection", "rest", "hir")
-REWARD = ("--reward.of", "tests.trainer.taste:vowels")
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +38,20 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows)
 
 
+USUAL = {
+    "--optim.batch": 4,
+    "--optim.lr": 3e-3,
+    "--rollout.prompts": 8,
+    "--rollout.samples": 4,
+    "--rollout.max-tokens": 12,
+    "--reward.of": "tests.trainer.taste:vowels",
+}
+
+
 def words(algorithm: str, model: Path, prompts: Path, *more: object, steps: int = 2) -> list[object]:
-    return [
-        algorithm, "--data.train", prompts, "--model.name", model, "--run.out", "run", "--json",
-        "--optim.steps", steps, "--optim.batch", 4, "--optim.lr", 3e-3, "--rollout.prompts", 8, "--rollout.samples", 4,
-        "--rollout.max-tokens", 12, *(REWARD if "--reward.of" not in more else ()), *more,
-    ]  # fmt: skip
+    usual = [word for name, value in USUAL.items() if name not in more for word in (name, value)]
+    start = [algorithm, "--data.train", prompts, "--model.name", model, "--run.out", "run", "--json"]
+    return [*start, "--optim.steps", steps, *usual, *more]
 
 
 def tried(asked: list[object], folder: Path) -> Done:
@@ -69,6 +76,7 @@ def test_every_algorithm_learns_and_leaves_a_model(tmp_path, tiny, prompts, algo
     assert algorithm.upper() in (run / "card.md").read_text()
 
 
+@pytest.mark.training
 def test_the_first_update_is_on_policy(tmp_path, tiny, prompts):
     """Ratio 1, nothing clipped, no KL: what was sampled is what is learned."""
     more = ("--algorithm.epochs", 1, "--optim.batch", 8)
@@ -78,6 +86,7 @@ def test_the_first_update_is_on_policy(tmp_path, tiny, prompts):
     assert (first["clipped"], first["policy_kl"], first["kl"]) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     "more",
     [
@@ -99,6 +108,7 @@ def test_ppo_as_people_set_it(tmp_path, tiny, prompts, more):
     assert abs(learned[0]["ratio"] - 1) < 0.5
 
 
+@pytest.mark.training
 def test_a_frozen_layer_stays_and_its_reference_shares_it(tmp_path, tiny, prompts):
     from safetensors.torch import load_file
 
@@ -109,6 +119,7 @@ def test_a_frozen_layer_stays_and_its_reference_shares_it(tmp_path, tiny, prompt
     assert all("layers.2." in name or name in {"model.norm.weight", "lm_head.weight"} for name in moved)
 
 
+@pytest.mark.training
 def test_ptx_is_learned_beside_and_without_weight_is_not_there(tmp_path, tiny, prompts):
     shown = written(tmp_path / "shown.jsonl", [{"prompt": f"say {n}", "response": "of course"} for n in range(9)])
     with_it, without = tmp_path / "with", tmp_path / "without"
@@ -133,12 +144,13 @@ def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, tiny, prompt
     assert all(math.isfinite(line["grad_norm"]) for line in lines(tmp_path / "run") if "grad_norm" in line)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--reward.of", "tests.trainer.taste:nothing", "--reward.patience", 0), "no reward for any of 32 responses"),
+        (("--reward.of", "tests.trainer.taste:nothing", "--reward.patience", 0), "no reward for any of 4 responses"),
         (("--reward.of", "tests.trainer.taste:broken"), "RuntimeError: the judge is out"),
-        (("--reward.of", "tests.trainer.taste:short"), "gave 1 rewards for 32 responses"),
+        (("--reward.of", "tests.trainer.taste:short"), "gave 1 rewards for 4 responses"),
         (("--reward.of", "tests.trainer.taste:words"), "'good' is no number; None says that there is no reward"),
         (("--reward.of", "tests.trainer.taste:nobody"), "tests.trainer.taste has no function nobody"),
         (("--reward.of", "tests.trainer.taste:no_function"), "tests.trainer.taste has no function no_function"),
@@ -237,6 +249,7 @@ def test_ppo_learns_over_http_while_a_third_of_the_rewards_fails(tmp_path, tiny,
     assert {each["reward"] for each in samples if each["reward"] in {0, None}} == {None}
 
 
+@pytest.mark.training
 def test_a_reward_model_is_the_reward_and_the_critics_beginning(tmp_path, tiny, prompts, judge):
     of = ("--reward.of", f"reward:{judge}", "--algorithm.critic", "reward")
     ran(words("ppo", tiny, prompts, *of), tmp_path)
@@ -244,6 +257,7 @@ def test_a_reward_model_is_the_reward_and_the_critics_beginning(tmp_path, tiny, 
     assert abs(first["value"] - first["reward"]) < 5 * first["reward_deviation"] + 1
 
 
+@pytest.mark.training
 def test_a_labeler_is_a_reward(tmp_path, tiny, prompts):
     of = ("--reward.of", "fake:longer", "--reward.task", "helpfulness")
     ran(words("grpo", tiny, prompts, *of), tmp_path)
@@ -251,6 +265,7 @@ def test_a_labeler_is_a_reward(tmp_path, tiny, prompts):
     assert all(-1 <= each["reward"] <= 1 for each in samples)
 
 
+@pytest.mark.training
 def test_a_server_that_is_away_for_a_moment_is_a_pause(tmp_path, tiny, prompts, judge):
     """It is started only when the run asks already."""
     with socket.socket() as free:
@@ -266,6 +281,7 @@ def test_a_server_that_is_away_for_a_moment_is_a_pause(tmp_path, tiny, prompts, 
     assert done.status == 0, done.err
 
 
+@pytest.mark.training
 def test_constant_rewards_teach_grpo_nothing(tmp_path, tiny, prompts):
     ran(words("grpo", tiny, prompts, "--reward.of", "tests.trainer.taste:constant"), tmp_path)
     learned = [line for line in lines(tmp_path / "run") if "loss" in line]
@@ -286,7 +302,7 @@ def test_rejection_keeps_the_best_of_all_rounds():
 
 @pytest.mark.parametrize("kind", ["percentile", "prompt"])
 def test_rest_keeps_ever_less_and_ever_better(kind):
-    groups = [group(str(n), [math.sin(n * 7 + at) for at in range(10)]) for n in range(5)]
+    groups = [group(str(n), [math.sin(n * 10 + at) for at in range(10)]) for n in range(5)]
     config = Rest(thresholds=(0.0, 0.5, 0.8, 0.9), kind=kind)
     kept = [{row.id: row for row in improved(groups, config, at)} for at in range(4)]
     assert [len(each) for each in kept] == [50, 25, 10, 5]
