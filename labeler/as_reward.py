@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data.errors import RlaifError
 from data.records import Failure, Prompt, Response
-from labeler.client import RewardClient
+from labeler.client import PASSING, RewardClient, items
 from labeler.ladder import climb
 from labeler.opening import KINDS, Reach, open_backend
 from labeler.options import Options
@@ -21,21 +21,26 @@ PATIENCE = 100.0
 Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
-def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float) -> Rewards:
-    """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None where there is none.
+def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float) -> Rewards | None:
+    """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None for a name that is neither.
 
-    Raises RlaifError for a name that means neither.
+    A response without a reward has None; where none has one since nobody answers, ConnectionError is raised. Raises
+    RlaifError.
     """
     if name.startswith(("http://", "https://")):
         return _served(name, token, patience)
     if name.partition(":")[0] not in KINDS:
-        raise RlaifError(
-            f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION that can be imported, or a"
-            " labeler (`rlaif models`)"
-        )
+        return None
     if not task:
         raise RlaifError(f"reward.of {name}: which question is it asked? Say reward.task (`rlaif tasks` lists them)")
     return _asked(name, task, cache, reach)
+
+
+def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[float | None]:
+    """The rewards. Raises ConnectionError where there are none and all may be there a moment later."""
+    if found and all(each is None for each in found) and set(reasons) <= PASSING | {"server"}:
+        raise ConnectionError(f"{len(found)} responses, {', '.join(sorted({str(each) for each in reasons}))}")
+    return found
 
 
 def _served(url: str, token: str | None, patience: float) -> Rewards:
@@ -43,7 +48,8 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
 
     def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]
-        return client.rewards(plain, responses)
+        answers = client.ask(items(plain, responses))
+        return _reached([each.reward for each in answers], [each.reason for each in answers])
 
     return found
 
@@ -60,6 +66,7 @@ def _asked(name: str, task: str, cache: Path, reach: Reach) -> Rewards:
             for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
         answers = loop.run(scorer(rows)) if rows else []
-        return [None if isinstance(each, Failure) else each.reward for each in answers]
+        reasons = [each.reason if isinstance(each, Failure) else None for each in answers]
+        return _reached([None if isinstance(each, Failure) else each.reward for each in answers], reasons)
 
     return found

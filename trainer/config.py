@@ -407,9 +407,9 @@ class Hir:
     """Hindsight instruction relabeling (Zhang et al. 2023): every response is right for some instruction."""
 
     right: str = "Give a good answer."
-    """What is put before a prompt whose response has more than `threshold`."""
+    """What is put after a prompt whose response has more than `threshold`."""
     wrong: str = "Give a bad answer."
-    """What is put before the others."""
+    """What is put after the others."""
     threshold: float = 0.0
     """The reward that a good answer exceeds."""
     smoothing: float = 0.2

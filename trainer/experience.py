@@ -23,11 +23,13 @@ NOTHING = torch.empty(0)
 class Experience(Row):
     """A prompt and the samples that have a reward, T tokens in all and A of them.
 
-    `old` and `reference` are log-probabilities (T,), of the policy that is about to learn and of the reference;
-    `values` (T,) is what the critic expected; `advantages` (T,) and `returns` (T,) are what an algorithm makes of them.
+    `sampled` are log-probabilities (T,) as they were when sampling; `old` and `reference` those of the policy that is
+    about to learn, and of the reference, in the rows that are learned from; `values` (T,) is what the critic expected;
+    `advantages` (T,) and `returns` (T,) are what an algorithm makes of them.
     """
 
     rewards: Tensor = NOTHING
+    sampled: Tensor = NOTHING
     old: Tensor = NOTHING
     entropies: Tensor = NOTHING
     reference: Tensor = NOTHING
@@ -84,8 +86,8 @@ class Method:
     enough: Callable[[dict[str, float]], bool] = lambda _metrics: False
     state: dict[str, float] | None = None
     beside: Beside | None = None
-    history: bool = False
-    """Whether `prepare` wants the groups of all rounds so far."""
+    recall: Callable[[Sequence[Group]], None] | None = None
+    """Told the groups of earlier rounds when a run goes on, where they matter."""
 
 
 def experiences(groups: Sequence[Group]) -> list[Experience]:
@@ -96,7 +98,9 @@ def experiences(groups: Sequence[Group]) -> list[Experience]:
         if kept:
             rewards = torch.tensor([each.reward for each in kept], dtype=torch.float32)
             answers = tuple(each.tokens for each in kept)
-            rows.append(Experience(group.question.id, group.question.tokens, answers, rewards=rewards))
+            sampled = torch.tensor([value for each in kept for value in each.likelihoods])
+            question = group.question
+            rows.append(Experience(question.id, question.tokens, answers, rewards=rewards, sampled=sampled))
     return rows
 
 
@@ -174,4 +178,5 @@ def seen(rows: Sequence[Experience]) -> dict[str, float]:
         "kl": float(summed.mean()),
         "entropy": float(joined(rows, "entropies").mean()),
         "length": sum(counts) / len(counts),
+        "drift": float((joined(rows, "sampled") - joined(rows, "old")).abs().mean()),
     }

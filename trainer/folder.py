@@ -45,8 +45,8 @@ def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _replace(folder / FAILURES, "".join(each.model_dump_json() + "\n" for each in failures))
-        _replace(folder / CONFIG, toml(config))
+        replace_text(folder / FAILURES, "".join(each.model_dump_json() + "\n" for each in failures))
+        replace_text(folder / CONFIG, toml(config))
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise TrainingError(f"{folder}: cannot be made or written: {reason}; choose another --run.out") from error
@@ -56,7 +56,7 @@ def _settings(text: str) -> set[str]:
     return {line for line in text.splitlines() if line.partition(" = ")[0] not in FREE}
 
 
-def _replace(place: Path, text: str) -> None:
+def replace_text(place: Path, text: str) -> None:
     """A kill leaves what was there."""
     beside = place.with_name(f".{place.name}.new")
     beside.write_text(text, "utf-8")
@@ -88,7 +88,7 @@ class Metrics:
     def __init__(self, folder: Path, resumed: int | None) -> None:
         self._place = folder / METRICS
         kept = [] if resumed is None else [line for line in lines(folder) if line["update"] <= resumed]
-        _replace(self._place, "".join(json.dumps(line) + "\n" for line in kept))
+        replace_text(self._place, "".join(json.dumps(line) + "\n" for line in kept))
 
     def add(self, line: Mapping[str, Any]) -> None:
         with self._place.open("a", encoding="utf-8") as file:

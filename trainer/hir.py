@@ -50,11 +50,11 @@ def hir(players: Players, config: Hir, batch: int, order: Order, encode: Encode)
 
 
 def instructed(prompt: Prompt, instruction: str) -> Prompt:
-    """A prompt with an instruction before its last turn."""
+    """A prompt with an instruction after it, where a prompt that is too long is not cut."""
     if isinstance(prompt, str):
-        return f"{instruction}\n\n{prompt}"
+        return f"{prompt}\n\n{instruction}"
     *earlier, last = prompt
-    return (*earlier, Message(role=last.role, content=f"{instruction}\n\n{last.content}"))
+    return (*earlier, Message(role=last.role, content=f"{last.content}\n\n{instruction}"))
 
 
 def relabelled(groups: Sequence[Group], config: Hir, encode: Encode) -> list[Relabelled]:

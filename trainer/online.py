@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from statistics import fmean
 from threading import Event
@@ -20,14 +20,14 @@ from data.records import Failure, Prompt, fingerprint, hashed
 from lm.chat import Encoder
 from trainer import checkpoint, curves, examples, folder, parallel, trackers
 from trainer.build import Built, build
-from trainer.config import Config, Hir, Ppo, TrainingError
+from trainer.config import Config, Hir, Judged, Ppo, TrainingError
 from trainer.experience import Method, Players
 from trainer.hir import asked
 from trainer.loop import Update, adamw, fit, rate
 from trainer.players import gather, inner, method, pretraining
-from trainer.rewards import Opener, combined, opened, patiently
-from trainer.rollouts import Ask, Group, Known, Question, rewarded, sampled
-from trainer.rows import batch, encode, updates
+from trainer.rewards import Ask, Opener, Patience, combined, opened
+from trainer.rollouts import Group, Known, Question, rewarded, sampled
+from trainer.rows import batch, encode, turns, updates
 from trainer.running import Around, Interval, bar, write
 
 LOOKS = 10
@@ -84,7 +84,8 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     folder.check(config.run.out, config, resume=resume)
     found, unusable = _read(config)
     stopped = Event()
-    sources = opened(config.reward, elsewhere, config.model.device)
+    device = parallel.begin(config.model.device)  # before a reward model takes the first GPU for each process
+    sources = opened(config.reward, elsewhere, str(device))
     built = build(config, around.cache)
     tell = around.tell if parallel.first() else lambda _line: None
     try:
@@ -95,7 +96,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         players, trained = gather(built, config, around.cache)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
-        ask = _patient(config, combined(config.reward, sources), tell, stopped)
+        ask = _strict(config.reward, combined(config.reward, sources, Patience(config.reward.patience, tell, stopped)))
         course = _Course(config, built, players, trained, prompts, encoder, ask, around.interval, tell)
         try:
             result = course.run(resume=resume)
@@ -150,14 +151,13 @@ class _Course:
         self._updates = 0
         self._before: dict[str, Any] | None = None
         self._seen: tuple[dict[str, Any] | None, dict[str, float]] = (None, {})
-        self._earlier: list[Group] = []
 
     def run(self, *, resume: bool) -> Earned:
         done = self._resume() if resume else 0
         out = self._config.run.out
         known = Known.read(out, resume=resume)
-        if self._method.history:
-            self._earlier = known.groups(self._prompts.train, done, self._rollout.unended)
+        if self._method.recall is not None:
+            self._method.recall(known.groups(self._prompts.train, done, self._rollout.unended))
         metrics = folder.Metrics(out, done or None) if parallel.first() else None
         logs = trackers.opened(self._config, out) if metrics is not None else []
         adds = (metrics.add, *logs) if metrics is not None else ()
@@ -199,9 +199,7 @@ class _Course:
         sampling = time.monotonic() - began
         if not any(group.rewarded for group in groups):
             raise TrainingError(f"round {number}: no response has a reward; the last checkpoint stays")
-        made = self._method.prepare(number, [*self._earlier, *groups] if self._method.history else groups)
-        if self._method.history:
-            self._earlier += groups
+        made = self._method.prepare(number, groups)
         sums: list[dict[str, float]] = []
         for update in self._learn(number, made.lessons):
             sums.append(update.metrics)
@@ -217,12 +215,12 @@ class _Course:
         return {**line, "seconds": time.monotonic() - began}
 
     def _learn(self, number: int, lessons: Iterator[Any]) -> Iterator[Update]:
+        numbers = count(self._updates + 1)
         for lesson in lessons:
             at = lesson.rate * self._rate(number)
-            numbered = enumerate(lesson.batches, self._updates + 1)
             yield from fit(
                 self._method.algorithm,
-                numbered,
+                zip(numbers, lesson.batches, strict=False),
                 self._optimizer,
                 self._built.passes,
                 lambda _number, at=at: at,
@@ -313,7 +311,7 @@ class _Course:
         most = _room(config, self._built)
 
         def prompt(text: Prompt) -> tuple[int, ...]:
-            return encoder.prompt(_turns(text), most)
+            return encoder.prompt(turns(text), most)
 
         beside = None
         if isinstance(config.algorithm, Ppo) and config.algorithm.ptx:
@@ -321,7 +319,9 @@ class _Course:
                 raise TrainingError("algorithm.ptx: keeps what likely? Say --data.pretrain FILE (what sft takes)")
             learned = examples.demonstrations(config.data.pretrain, None, columns=None, limit=None, every=False)
             rows = encode(learned.examples, encoder, most=self._built.loaded.context, response=None, failures=[])
-            beside = pretraining(self._players, config, lambda number, size: batch(rows, size, number, config.run.seed))
+            beside = pretraining(
+                self._players, config, lambda number, size: batch(rows, size, number - 1, config.run.seed)
+            )
         return method(self._players, config, partial(_order, config.run.seed), prompt, beside)
 
 
@@ -346,10 +346,6 @@ def _room(config: Config, built: Built) -> int:
             f" {config.data.max_tokens} and the model's {built.loaded.context}"
         )
     return most
-
-
-def _turns(prompt: Prompt) -> list[tuple[str, str]]:
-    return [("user", prompt)] if isinstance(prompt, str) else [(each.role, each.content) for each in prompt]
 
 
 def _read(config: Config) -> tuple[tuple[list[Any], list[Any] | None], list[Failure]]:
@@ -401,16 +397,16 @@ def _questions(
             names[row.id] += 1
             name = row.id if names[row.id] == 1 else f"{row.id}/{names[row.id]}"  # ids may clash, samples must not
             try:
-                encoded = encoder.prompt(_turns(row.prompt), most)
+                encoded = encoder.prompt(turns(row.prompt), most)
             except ValueError as error:
                 failures.append(Failure(id=row.id, stage="train", reason="too_long", message=str(error)))
                 continue
             cut += len(encoded) == most
-            unsafe = bool(row.meta.get("unsafe", False))
+            unsafe = str(row.meta.get("unsafe", "")).strip().lower() in {"true", "1", "yes"}
             question = Question(name, row.prompt, encoded, _topic(row.prompt), unsafe)
             chosen = config.algorithm
             if isinstance(chosen, Hir):
-                question = asked(question, chosen, lambda text: encoder.prompt(_turns(text), most))
+                question = asked(question, chosen, lambda text: encoder.prompt(turns(text), most))
             made.append(question)
         return made
 
@@ -420,7 +416,7 @@ def _questions(
         raise TrainingError(f"{config.data.train}: no prompt is left to train on: {why}")
     if cut:
         notes.append(f"{cut} prompts lost their beginning: they had more than {most} tokens")
-    digest = hashed([repr(each.tokens) for side in (train_, heldout) for each in side])
+    digest = hashed([repr((each.id, each.tokens, each.unsafe)) for side in (train_, heldout) for each in side])
     return Asked(train_, heldout, digest, failures, notes)
 
 
@@ -428,19 +424,17 @@ def _topic(prompt: Prompt) -> str:
     return fingerprint([prompt] if isinstance(prompt, str) else [each.content for each in prompt])
 
 
-def _patient(config: Config, ask: Ask, tell: Callable[[str], None], stopped: Event) -> Ask:
-    """Wait for a server that gives nothing; stop at a single failure where that was asked for."""
-    wanted = config.reward
-    assert wanted is not None
+def _strict(config: Judged, ask: Ask) -> Ask:
+    """Where that was asked for, a response without a reward ends the run."""
 
-    def patient(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> Sequence[float | None]:
-        found = patiently(lambda: ask(prompts, responses, unsafe), wanted.patience, tell, stopped)
-        if wanted.failures == "stop" and any(each is None for each in found):
+    def strict(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> list[float | None]:
+        found = ask(prompts, responses, unsafe)
+        if any(each is None for each in found):
             count = sum(each is None for each in found)
             raise TrainingError(f"{count} of {len(found)} responses have no reward (reward.failures stop)")
         return found
 
-    return patient
+    return strict if config.failures == "stop" else ask
 
 
 def _title(config: Config) -> str:

@@ -111,20 +111,16 @@ def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Aski
     own = chosen.reference
     if own is None and config.model.lora:
         return _unadapted(built, policy)
+    temperature = config.rollout.temperature
     if own is None and config.model.freeze and parallel.world() == 1:
-        model: Any = hydra.reference(built.loaded.model, config.model.freeze)
-    else:
-        device = str(built.passes.device)
-        loaded = load_trainable(own or config.model.name, cache=cache, device=device, head="language")
-        if loaded.tokenizer.get_vocab() != built.loaded.tokenizer.get_vocab():
-            raise TrainingError(f"algorithm.reference {own}: has another tokenizer than {config.model.name}")
-        model = loaded.model.requires_grad_(requires_grad=False)
-    actor = Actor(model, temperature=config.rollout.temperature)
-    frozen = (
-        actor
-        if isinstance(model, nn.Module) and own is None and config.model.freeze
-        else sharded(actor, adapt.layers(model), built.passes.device)
-    )
+        shared: Any = hydra.reference(built.loaded.model, config.model.freeze)
+        return _asking(Actor(shared, temperature=temperature).eval(), built.passes)
+    device = str(built.passes.device)
+    loaded = load_trainable(own or config.model.name, cache=cache, device=device, head="language")
+    if loaded.tokenizer.get_vocab() != built.loaded.tokenizer.get_vocab():
+        raise TrainingError(f"algorithm.reference {own}: has another tokenizer than {config.model.name}")
+    model: Any = loaded.model.requires_grad_(requires_grad=False)
+    frozen = sharded(Actor(model, temperature=temperature), adapt.layers(model), built.passes.device)
     return _asking(frozen.eval(), built.passes)
 
 

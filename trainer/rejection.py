@@ -14,28 +14,31 @@ from trainer.sft import sft
 
 def rejection(players: Players, config: Rejection, batch: int, order: Order) -> Method:
     """The method. Without the earlier rounds' best, Llama 2 saw its models forget."""
+    chosen: dict[str, tuple[Group, Sample]] = {}
+
+    def recall(groups: Sequence[Group]) -> None:
+        best(groups, chosen)
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
-        rows = best(groups)
-        rewards = [each.reward for group in groups for each in group.rewarded if each.reward is not None]
-        kept = [
-            max(r for each in group.rewarded if (r := each.reward) is not None) for group in groups if group.rewarded
-        ]
+        rows = best(groups, chosen)
+        rewards = [_reward(each) for group in groups for each in group.rewarded]
+        kept = [_reward(sample) for _, sample in chosen.values()]
         metrics = {"reward": sum(rewards) / len(rewards), "best": sum(kept) / len(kept), "rows": float(len(rows))}
         return Round(over(rows, batch, config.epochs, lambda epoch: order(len(rows), number, epoch)), metrics)
 
-    return Method(sft(players.actor), prepare, history=True)
+    return Method(sft(players.actor), prepare, recall=recall)
 
 
-def best(groups: Sequence[Group]) -> list[Row]:
-    """One row a prompt: the sample with the highest reward, the earliest of equals."""
-    chosen: dict[str, tuple[Group, Sample]] = {}
+def best(groups: Sequence[Group], chosen: dict[str, tuple[Group, Sample]]) -> list[Row]:
+    """One row a prompt: the sample with the highest reward, the earliest of equals, also of those in `chosen`, which
+    are brought up to date. In the order of their names, which does not depend on how a run came here.
+    """
     for group in groups:
         for sample in group.rewarded:
             known = chosen.get(group.question.id)
             if known is None or _reward(sample) > _reward(known[1]):
                 chosen[group.question.id] = (group, sample)
-    return [Row(name, group.question.tokens, (sample.tokens,)) for name, (group, sample) in chosen.items()]
+    return [Row(name, group.question.tokens, (sample.tokens,)) for name, (group, sample) in sorted(chosen.items())]
 
 
 def _reward(sample: Sample) -> float:

@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,11 +18,24 @@ from typing import Any
 from data.records import Prompt
 from lm.rewards import RewardModel
 from trainer.config import Judged, TrainingError
+from trainer.rows import turns
 
 Rewards = Callable[[Sequence[Prompt], Sequence[str]], Sequence[float | None]]
 """What a reward is: as many numbers as responses, None for those without one."""
-Opener = Callable[[str], Rewards]
-"""Makes the reward of a name that this package does not know: a server's address, a labeler."""
+Ask = Callable[[Sequence[Prompt], Sequence[str], Sequence[bool]], list[float | None]]
+"""All sources together; the last argument says which prompts are marked as unsafe."""
+Opener = Callable[[str], Rewards | None]
+"""Makes the reward of a name that this package does not know, a server's address or a labeler; None for others."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a source that cannot be reached is asked again, who is told, and what ends it early."""
+
+    seconds: float
+    tell: Callable[[str], None]
+    stopped: Event
+
 
 REWARD = "reward:"
 LEAST = 1e-6
@@ -39,15 +53,13 @@ def opened(config: Judged, elsewhere: Opener, device: str) -> list[Rewards]:
     return [_opened(name, elsewhere, device) for name in config.of]
 
 
-def combined(
-    config: Judged, sources: Sequence[Rewards]
-) -> Callable[[Sequence[Prompt], Sequence[str], Sequence[bool]], list[float | None]]:
-    """All sources as one; the last argument says which prompts are marked as unsafe. A response that any source cannot
-    reward has no reward.
-    """
+def combined(config: Judged, sources: Sequence[Rewards], patience: Patience) -> Ask:
+    """All sources as one. A response that any of them cannot reward has no reward."""
 
     def ask(prompts: Sequence[Prompt], responses: Sequence[str], unsafe: Sequence[bool]) -> list[float | None]:
-        found = [_asked(name, each, prompts, responses) for name, each in zip(config.of, sources, strict=True)]
+        found = [
+            _asked(name, each, prompts, responses, patience) for name, each in zip(config.of, sources, strict=True)
+        ]
         if config.rule == "safety-first":
             units = [_units(name, each) for name, each in zip(config.of, found, strict=True)]
             return [
@@ -74,39 +86,19 @@ def safety_first(helpfulness: float, safety: float, *, unsafe: bool, below: floa
     return math.log(kept / (1 - kept))
 
 
-def patiently(
-    ask: Callable[[], Sequence[float | None]], patience: float, tell: Callable[[str], None], stopped: Event
-) -> Sequence[float | None]:
-    """Ask again while there is no reward at all, as when a server died for a minute, until the run is `stopped`.
-
-    Raises TrainingError.
-    """
-    end = time.monotonic() + patience
-    told = False
-    while True:
-        found = ask()
-        if not found or any(each is not None for each in found):
-            return found
-        if time.monotonic() >= end or stopped.is_set():
-            raise TrainingError(
-                f"no reward for any of {len(found)} responses, for {patience:g} s: is its server there? The last"
-                " checkpoint stays; --resume goes on"
-            )
-        if not told:
-            tell(f"no reward for any of {len(found)} responses; asking again for {patience:g} s (reward.patience)")
-            told = True
-        stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
-
-
 def _opened(name: str, elsewhere: Opener, device: str) -> Rewards:
     if name.startswith(REWARD):
         return _model(name.removeprefix(REWARD), device)
+    found = elsewhere(name)
     module, colon, function = name.partition(":")
-    if colon and module.replace(".", "").isidentifier() and function.isidentifier() and "/" not in name:
-        own = _function(module, function)
-        if own is not None:
-            return own
-    return elsewhere(name)
+    if found is None and colon and module.replace(".", "").isidentifier() and function.isidentifier():
+        found = _function(module, function)
+    if found is None:
+        raise TrainingError(
+            f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION that can be imported, or a"
+            " labeler (`rlaif models`)"
+        )
+    return found
 
 
 def _model(folder: str, device: str) -> Rewards:
@@ -116,9 +108,8 @@ def _model(folder: str, device: str) -> Rewards:
         found: dict[int, float] = {}
         asked: list[tuple[int, Any]] = []
         for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-            turns = [("user", prompt)] if isinstance(prompt, str) else [(each.role, each.content) for each in prompt]
             try:
-                asked.append((at, model.encode(turns, response)))
+                asked.append((at, model.encode(turns(prompt), response)))
             except ValueError:  # too long for the model: there is no reward
                 continue
         for (at, _), value in zip(asked, model.rewards([each for _, each in asked]), strict=True):
@@ -156,14 +147,31 @@ def _function(module: str, name: str) -> Rewards | None:
     return rewards
 
 
-def _asked(name: str, source: Rewards, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
-    """Numbers and None, whatever a source gives. Raises TrainingError for a source that is broken."""
-    try:
-        found = list(source(prompts, responses))
-    except TrainingError:
-        raise
-    except Exception as error:
-        raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}") from error
+def _asked(
+    name: str, source: Rewards, prompts: Sequence[Prompt], responses: Sequence[str], patience: Patience
+) -> list[float | None]:
+    """Numbers and None, whatever a source gives. One that cannot be reached (OSError: no connection, no answer in time)
+    is asked again, so that a server which is away for a minute is a pause. Raises TrainingError.
+    """
+    end, told = time.monotonic() + patience.seconds, False
+    while True:
+        try:
+            found = list(source(prompts, responses))
+            break
+        except TrainingError:
+            raise
+        except OSError as error:
+            if time.monotonic() >= end or patience.stopped.is_set():
+                raise TrainingError(
+                    f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? The last"
+                    " checkpoint stays; --resume goes on"
+                ) from error
+            if not told:
+                patience.tell(f"reward.of {name}: no answer; asked again for {patience.seconds:g} s (reward.patience)")
+                told = True
+            patience.stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
+        except Exception as error:
+            raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}") from error
     if len(found) != len(responses):
         raise TrainingError(f"reward.of {name}: gave {len(found)} rewards for {len(responses)} responses")
     return [_number(name, each) for each in found]

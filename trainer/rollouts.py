@@ -20,6 +20,8 @@ from lm.rows import Tokens
 from lm.sample import Draw, Written, write
 from trainer import parallel
 from trainer.config import Rollout
+from trainer.folder import replace_text
+from trainer.rewards import Ask
 
 SAMPLES = "samples.jsonl"
 
@@ -58,9 +60,6 @@ class Group:
         return tuple(each for each in self.samples if each.reward is not None)
 
 
-Ask = Callable[[Sequence[Prompt], Sequence[str], Sequence[bool]], Sequence[float | None]]
-
-
 @dataclass
 class Known:
     """samples.jsonl: every response with its reward, as soon as it has one."""
@@ -70,29 +69,31 @@ class Known:
 
     @classmethod
     def read(cls, folder: Path, *, resume: bool) -> Known:
-        """What an earlier start of the run has; lines that a kill cut off are left out."""
+        """What an earlier start of the run has; a line that a kill cut off is left out."""
         known = cls(folder / SAMPLES)
-        if resume and known.place.is_file():
-            whole = known.place.read_text("utf-8").rpartition("\n")[0]
-            if parallel.first():
-                known.place.write_text(whole + "\n" if whole else "", "utf-8")
-            for line in map(json.loads, whole.splitlines()):
-                key = (line["round"], line["id"], line["sample"], _digest(line["response"]))
-                known.rewards[key] = line["reward"]
-        elif parallel.first():
-            known.place.write_text("", "utf-8")
+        if parallel.first():
+            whole = known.place.read_text("utf-8") if resume and known.place.is_file() else ""
+            replace_text(known.place, whole[: whole.rfind("\n") + 1])
+        parallel.wait()
+        for line in known.lines():
+            key = (line["round"], line["id"], line["sample"], _digest(line["response"]))
+            known.rewards[key] = line["reward"]
         parallel.wait()
         return known
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Each is one line, whatever separators a response holds."""
+        return [json.loads(line) for line in self.place.read_text("utf-8").split("\n") if line]
 
     def groups(self, questions: Sequence[Question], last: int, unended: float) -> list[Group]:
         """The groups of all rounds up to `last`, as they were."""
         known = {each.id: each for each in questions}
-        found: dict[tuple[int, str], list[Sample]] = {}
-        for line in map(json.loads, self.place.read_text("utf-8").splitlines()):
+        found: dict[tuple[int, str], dict[int, Sample]] = {}
+        for line in self.lines():
             if line["round"] <= last:
                 sample = Sample(line["response"], tuple(line["tokens"]), (), line["ended"], line["reward"])
-                found.setdefault((line["round"], line["id"]), []).append(_penalised(sample, unended))
-        return [Group(known[name], tuple(samples)) for (_, name), samples in sorted(found.items())]
+                found.setdefault((line["round"], line["id"]), {})[line["sample"]] = _penalised(sample, unended)
+        return [Group(known[name], tuple(samples.values())) for (_, name), samples in sorted(found.items())]
 
     def add(self, number: int, question: Question, samples: Sequence[Sample], first: int) -> None:
         with self.place.open("a", encoding="utf-8") as file:
@@ -177,11 +178,13 @@ def _groups(
     keys = [(number, question.id, at, _digest(each.text)) for question, at, each in flat]
     open_ = [place for place, key in enumerate(keys) if key not in old]
     asked = [flat[place] for place in open_]
-    values = ask(
-        [question.prompt for question, _, _ in asked],
-        [each.text for _, _, each in asked],
-        [question.unsafe for question, _, _ in asked],
-    )
+    values: Sequence[float | None] = ()
+    if asked:
+        values = ask(
+            [question.prompt for question, _, _ in asked],
+            [each.text for _, _, each in asked],
+            [question.unsafe for question, _, _ in asked],
+        )
     found = dict(zip(open_, values, strict=True))
     samples = [
         _sample(each, found[place] if place in found else old[keys[place]]) for place, (_, _, each) in enumerate(flat)

@@ -57,15 +57,15 @@ def encode(
 
 def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> Row:
     """Raises ValueError where it does not fit."""
-    turns = _turns(example.prompt)
-    roles = [role for role, _ in turns]
+    said = turns(example.prompt)
+    roles = [role for role, _ in said]
     answers = tuple(encoder.answer(text, roles) for text in example.responses)
     longest = max(map(len, answers))
     if response is not None and longest > response:
         raise ValueError(f"a response has more than {response} tokens (data.max_response)")
     if longest >= most:
         raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
-    return Row(example.id, encoder.prompt(turns, most - longest), answers, example.pairs)
+    return Row(example.id, encoder.prompt(said, most - longest), answers, example.pairs)
 
 
 def batch(rows: Sequence[T], size: int, number: int, seed: int) -> list[T]:
@@ -115,7 +115,8 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def _turns(prompt: Prompt) -> list[tuple[str, str]]:
+def turns(prompt: Prompt) -> list[tuple[str, str]]:
+    """A prompt as (role, content)."""
     if isinstance(prompt, str):
         return [("user", prompt)]
     return [(message.role, message.content) for message in prompt]

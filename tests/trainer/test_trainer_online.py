@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from trainer.config import Hir, Judged, Rest, TrainingError
 from trainer.hir import relabelled
 from trainer.rejection import best
 from trainer.rest import improved
-from trainer.rewards import combined, safety_first
+from trainer.rewards import Patience, combined, safety_first
 from trainer.rollouts import Group, Question, Sample
 
 ALL = ("ppo", "reinforce", "grpo", "rejection", "rest", "hir")
@@ -148,7 +148,7 @@ def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, tiny, prompt
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (("--reward.of", "tests.trainer.taste:nothing", "--reward.patience", 0), "no reward for any of 4 responses"),
+        (("--reward.of", "tests.trainer.taste:nothing"), "no held-out response has a reward"),
         (("--reward.of", "tests.trainer.taste:broken"), "RuntimeError: the judge is out"),
         (("--reward.of", "tests.trainer.taste:short"), "gave 1 rewards for 4 responses"),
         (("--reward.of", "tests.trainer.taste:words"), "'good' is no number; None says that there is no reward"),
@@ -157,7 +157,7 @@ def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, tiny, prompt
         (("--reward.of", "no_such_module:judge"), "expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION"),
         (("--reward.of", "reward:nowhere"), "no such model folder"),
         (("--reward.of", "local:smollm2"), "which question is it asked? Say reward.task"),
-        (("--reward.of", "http://127.0.0.1:9", "--reward.patience", 0), "no reward for any of"),
+        (("--reward.of", "http://127.0.0.1:9", "--reward.patience", 0), "no answer for 0 s"),
         (("--reward.of", "tests.trainer.taste:mostly", "--reward.failures", "stop"), "responses have no reward"),
         (("--rollout.max-tokens", 255), "leaves no room for a prompt"),
         (("--reward.rule", "safety-first"), "safety-first needs two in reward.of"),
@@ -296,8 +296,8 @@ def group(name: str, rewards: list[float | None], tokens: Tokens = (1, 2)) -> Gr
 
 def test_rejection_keeps_the_best_of_all_rounds():
     rounds = [group("a", [0.1, 0.9, 0.3]), group("b", [None, -2.0]), group("a", [0.5, 0.8]), group("c", [None])]
-    assert [(row.id, row.answers) for row in best(rounds)] == [("a", ((6,),)), ("b", ((6,),))]
-    assert best([*rounds, group("a", [0.95])])[0].answers == ((5,),)
+    assert [(row.id, row.answers) for row in best(rounds, {})] == [("a", ((6,),)), ("b", ((6,),))]
+    assert best([*rounds, group("a", [0.95])], {})[0].answers == ((5,),)
 
 
 @pytest.mark.parametrize("kind", ["percentile", "prompt"])
@@ -327,8 +327,8 @@ def test_hir_uses_every_sample_under_what_it_fulfils():
     groups = [group("a", [1.0, -1.0, None]), group("b", [0.5])]
     rows = relabelled(groups, Hir(right="Good.", wrong="Bad."), lambda prompt: tuple(map(ord, str(prompt))))
     asked = [("".join(map(chr, row.prompt)), "".join(map(chr, row.opposite))) for row in rows]
-    good, bad = "Good.\n\nprompt a", "Bad.\n\nprompt a"
-    assert asked == [(good, bad), (bad, good), ("Good.\n\nprompt b", "Bad.\n\nprompt b")]
+    good, bad = "prompt a\n\nGood.", "prompt a\n\nBad."
+    assert asked == [(good, bad), (bad, good), ("prompt b\n\nGood.", "prompt b\n\nBad.")]
     assert [row.answers for row in rows] == [((5,),), ((6,),), ((5,),)]
     assert sum(len(each.rewarded) for each in groups) == len(rows)
 
@@ -344,5 +344,6 @@ def test_safety_comes_first_where_a_prompt_or_response_is_unsafe(helpful, safe, 
 
 def test_rewards_are_weighed_and_one_that_is_missing_leaves_none():
     config = Judged(of=("a:b", "c:d"), weights=(2.0, -1.0))
-    ask = combined(config, [lambda *_: [1.0, None, float("nan")], lambda *_: [0.5, 1.0, 1.0]])
+    patience = Patience(0, print, Event())
+    ask = combined(config, [lambda *_: [1.0, None, float("nan")], lambda *_: [0.5, 1.0, 1.0]], patience)
     assert ask(["p"] * 3, ["r"] * 3, [False] * 3) == [1.5, None, None]

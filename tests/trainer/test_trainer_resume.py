@@ -296,7 +296,7 @@ SAMPLED = {
     "ppo": (Fuse(20, "samples.jsonl"), Fuse(30, "samples.jsonl", middle=True), Fuse(2, "00000004")),
     "reinforce": (Fuse(2, "metrics.jsonl", middle=True), Fuse(60, "samples.jsonl")),
     "grpo": (Fuse(3, "00000002"), Fuse(40, "samples.jsonl", middle=True)),
-    "rejection": (Fuse(30, "samples.jsonl", middle=True), Fuse(5, "metrics.jsonl")),
+    "rejection": (Fuse(30, "samples.jsonl", middle=True), Fuse(5, "metrics.jsonl"), Fuse(10, "samples.jsonl")),
     "rest": (Fuse(1, "00000002"), Fuse(50, "samples.jsonl")),
     "hir": (Fuse(1, "config.toml", middle=True), Fuse(50, "samples.jsonl")),
 }
