@@ -234,9 +234,11 @@ class Sampled(Record):
     seconds: float
 
     def rows(self) -> list[dict[str, Any]]:
-        """A comparison of two and more responses, or a single one, with where it comes from."""
-        said = self.model_dump(include={"id", "prompt"})
-        meta = {"digest": self.digest, "identity": self.identity}
+        """A comparison of two and more responses, or a single one, with where it comes from. Their id follows from the
+        texts, since the same prompt is sampled from again in later rounds.
+        """
+        said = self.model_dump(include={"prompt"})
+        meta = {"prompt_id": self.id, "digest": self.digest, "identity": self.identity}
         if len(self.responses) == 1:
             return [{**said, "response": self.responses[0], "model": self.models[0], "meta": meta}]
         return [{**said, "responses": list(self.responses), "models": list(self.models), "meta": meta}]

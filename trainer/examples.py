@@ -126,9 +126,12 @@ def _about(answer: Label | Ranking | None, row: Comparison) -> bool:
 
 
 def _usable(rows: Iterable[Comparison | Failure], found: Learned) -> Iterator[Comparison | Failure]:
+    known: dict[str, str] = {}
     for row in rows:
         if isinstance(row, Failure):
             found.failures.append(row)
+        elif known.setdefault(row.id, row.content) != row.content:
+            found.unusable["other texts under an id that was there before"] += 1
         else:
             yield row
 
