@@ -133,7 +133,8 @@ def learned(config, rewards, length):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("length", [1, pytest.param(2, marks=pytest.mark.training)], ids=["bandit", "two tokens"])
+@pytest.mark.training
+@pytest.mark.parametrize("length", [1, 2], ids=["bandit", "two tokens"])
 def test_the_optimum_is_reached(name, length):
     config, beta = METHODS[name]
     texts = list(product(range(WORDS + 1), repeat=length))
