@@ -12,6 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from importlib.util import find_spec
@@ -843,9 +844,9 @@ def _train(wanted: Wanted) -> int:
     else:
         from trainer import online
 
-        result = online.train(
-            config, around, _rewards(config.reward.task, config.reward.patience), resume=wanted.resume
-        )
+        with ExitStack() as closing:
+            rewards = _rewards(config.reward.task, config.reward.patience, closing)
+            result = online.train(config, around, rewards, resume=wanted.resume)
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
     if wanted.json:
@@ -857,14 +858,14 @@ def _train(wanted: Wanted) -> int:
     return SOME_FAILED if result.failed else OK
 
 
-def _rewards(task: str, patience: float) -> Callable[[str], Any]:
+def _rewards(task: str, patience: float, closing: ExitStack) -> Callable[[str], Any]:
     """A trainer's reward by its name: a labeler or a server, as a plain callable."""
     from labeler.as_reward import rewards
 
     def opened(name: str) -> Any:
         reach = _reach(name, Remote(), Limits())
         token = os.environ.get("RLAIF_TOKEN") or None
-        return rewards(name, task=task, cache=_cache(), reach=reach, token=token, patience=patience)
+        return rewards(name, task=task, cache=_cache(), reach=reach, token=token, patience=patience, closing=closing)
 
     return opened
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from data.errors import RlaifError
@@ -21,11 +22,13 @@ PATIENCE = 100.0
 Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
-def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float) -> Rewards | None:
+def rewards(
+    name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float, closing: ExitStack
+) -> Rewards | None:
     """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None for a name that is neither.
 
-    A response without a reward has None; where none has one since nobody answers, ConnectionError is raised. Raises
-    RlaifError.
+    `closing` ends what was opened. A response without a reward has None; where none has one since nobody answers,
+    ConnectionError is raised. Raises RlaifError.
     """
     if name.startswith(("http://", "https://")):
         return _served(name, token, patience)
@@ -33,7 +36,7 @@ def rewards(name: str, *, task: str, cache: Path, reach: Reach, token: str | Non
         return None
     if not task:
         raise RlaifError(f"reward.of {name}: which question is it asked? Say reward.task (`rlaif tasks` lists them)")
-    return _asked(name, task, cache, reach)
+    return _asked(name, task, cache, reach, closing)
 
 
 def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[float | None]:
@@ -54,11 +57,12 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
     return found
 
 
-def _asked(name: str, task: str, cache: Path, reach: Reach) -> Rewards:
+def _asked(name: str, task: str, cache: Path, reach: Reach, closing: ExitStack) -> Rewards:
     options = Options()
     backend = open_backend(name, cache=cache, dtype="auto", device="auto", reach=reach)
     scorer = Scorer(load(task), climb(backend, options.needs, options.votes), options)
-    loop = asyncio.Runner()  # one loop for the run: connections belong to it
+    loop = closing.enter_context(asyncio.Runner())  # one loop for the run: connections belong to it
+    closing.callback(lambda: loop.run(backend.close()))
 
     def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         rows = [

@@ -39,6 +39,10 @@ def short(prompts, responses):
     return [1.0]
 
 
+def short_of(prompts, responses):
+    return [1 - 2 * min(1.0, len(response) / 40) for response in responses]
+
+
 def words(prompts, responses):
     return ["good"] * len(responses)
 

@@ -58,6 +58,7 @@ def tried(asked: list[object], folder: Path) -> Done:
     return ended(forked(asked, folder), folder)
 
 
+@pytest.mark.training
 @pytest.mark.parametrize("algorithm", ALL)
 def test_every_algorithm_learns_and_leaves_a_model(tmp_path, tiny, prompts, algorithm):
     found = ran(words(algorithm, tiny, prompts), tmp_path)
