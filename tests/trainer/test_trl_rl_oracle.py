@@ -258,7 +258,7 @@ def apart(found: Ours, wanted: Theirs, rows: Sequence[Experience]) -> dict[str, 
         "loss/policy_avg": found.policy["policy_loss"],
         "loss/value_avg": found.critic["value_loss"],
         "val/ratio": (found.policy["ratio"] * real + places - real) / places,  # its mean is of padding too
-        "objective/kl": seen(rows)["kl"],
+        "objective/kl": seen(with_fields(rows, sampled=joined(rows, "old")))["kl"],
         "objective/scores": float(joined(rows, "rewards").mean()),
     }
     assert found.gradients.keys() == wanted.gradients.keys()
