@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data import tables
 from data.errors import FileError, RlaifError, RowError
-from data.records import Comparison, Failure, Prompted, Response, Vote, content_id
+from data.records import Comparison, Failure, Prompted, Response, Vote
 from data.sources import COMPARISON_SHAPES, PROMPT_SHAPES, RESPONSE_SHAPES, columns
 from data.sources.shape import Shape
 from data.tables import BadRow, Numbered
@@ -73,9 +73,8 @@ def prompts(source: str, named: str | None = None) -> Iterator[Prompted | Failur
             yield row
             continue
         alone = row if isinstance(row, Prompted) else Prompted(id=row.id, prompt=row.prompt, meta=row.meta)
-        content = content_id(alone.model_dump()["prompt"], [])
-        if content not in seen:
-            seen.add(content)
+        if alone.content not in seen:
+            seen.add(alone.content)
             yield alone
 
 

@@ -72,18 +72,11 @@ def read(source: str) -> Iterator[Numbered]:
     return _refuse_nothing(source, _reader(path))
 
 
-def files(source: str) -> list[str]:
-    """The files that a pattern names, or the one. Raises FileError where there is none."""
-    if "*" not in source or source.startswith("hf:") or Path(source).exists():
-        return [source]
-    found = sorted(glob(source, recursive=True))  # noqa: PTH207  a Path has no absolute patterns
-    if not found:
-        raise FileError(f"{source}: no file has such a name")
-    return found
-
-
 def _all(pattern: str) -> Iterator[Numbered]:
-    paths = files(pattern)
+    """The rows of every file that a pattern names. Raises FileError where there is none."""
+    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  a Path has no absolute patterns
+    if not paths:
+        raise FileError(f"{pattern}: no file has such a name")
     return (replace(each, file=Path(path).name) for path in paths for each in read(path))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeVar
 
 from data.records import Failure, Method, fingerprint
@@ -73,6 +73,17 @@ def fit(
         middle = (low + high) // 2
         low, high = (middle, high) if overflow(middle) == 0 else (low, middle)
     return Fitted(tuple(cut(prompt, low, side) for prompt in prompts), truncated=True)
+
+
+def shortened(backend: Backend, request: Write, too_long: str) -> Write | Failed:
+    """A request to write that fits the model: its context loses its beginning. `too_long` says what is, by {}."""
+    prompt, keep = request.prompt, len(request.prompt.context)
+    while (over := backend.overflow(request)) > 0:
+        if keep == 0:
+            return Failed("too_long", too_long.format(over))
+        keep = max(0, keep - max(over, keep // 8))
+        request = replace(request, prompt=cut(prompt, keep, "start"))
+    return request
 
 
 def _room(options: Options, ending: str) -> int:

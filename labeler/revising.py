@@ -6,18 +6,18 @@ The model writes a response, says what in it goes against a principle, and write
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from data.errors import RlaifError
 from data.records import Failure, Prompted, Revised, Revisions, fingerprint
-from labeler.asking import failure
+from labeler.asking import failure, shortened
 from labeler.backend import Backend, Failed, Text, Usage, Write
 from labeler.options import Options, Revising
+from labeler.sampling import SAYS
 from prompts import constitution
 from prompts.constitution import Constitution, Principle
-from prompts.render import Prompt, cut
+from prompts.render import Prompt
 
-SAYS = "Write the assistant's next turn, and nothing else."
 FINDS = "Write the critique that is requested, and nothing else."
 REVISES = "Write the revised turn of the assistant, and nothing else."
 
@@ -105,13 +105,9 @@ class Reviser:
         how = self._revising
         seed = int(fingerprint([how.seed, each.row.id, what, prompt.plain()], 12), 16)
         request = Write(prompt, how.max_tokens, how.temperature, 0, seed, constitution.STOPS, instruction)
-        keep = len(prompt.context)
-        while (over := self._backend.overflow(request)) > 0:
-            if keep == 0:
-                return Failed("too_long", f"the {what} is {over} tokens too long for the model even without the prompt")
-            keep = max(0, keep - max(over, keep // 8))
-            request = replace(request, prompt=cut(prompt, keep, "start"))
-        return request
+        return shortened(
+            self._backend, request, f"the {what} is {{}} tokens too long for the model even without the prompt"
+        )
 
     def _result(self, each: _Revising) -> Revisions | Failure:
         if each.failed is not None:

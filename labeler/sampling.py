@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from data.records import Failure, Prompted, Sampled, fingerprint
-from labeler.asking import failure
+from labeler.asking import failure, shortened
 from labeler.backend import Backend, Failed, Text, Usage, Write
 from labeler.options import Options, Sampling
 from prompts import constitution
-from prompts.render import cut
 
 SAYS = "Write the assistant's next turn, and nothing else."
 
@@ -47,13 +46,7 @@ class Sampler:
         how, prompt = self._sampling, constitution.response(row.prompt)
         seed = int(fingerprint([how.seed, row.id, number, prompt.plain()], 12), 16)
         request = Write(prompt, how.max_tokens, how.temperature, 0, seed, constitution.STOPS, SAYS)
-        keep = len(prompt.context)
-        while (over := self._backend.overflow(request)) > 0:
-            if keep == 0:
-                return Failed("too_long", f"no room is left for a prompt: {over} tokens too many")
-            keep = max(0, keep - max(over, keep // 8))
-            request = replace(request, prompt=cut(prompt, keep, "start"))
-        return request
+        return shortened(self._backend, request, "no room is left for a prompt: {} tokens too many")
 
     def _sampled(self, row: Prompted, found: Sequence[Text | Failed]) -> Sampled | Failure:
         good = [each for each in found if isinstance(each, Text)]

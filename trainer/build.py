@@ -6,10 +6,9 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from lm import adapt
 from lm.branches import Actor, LogProbabilities, Scores, bare, without_adapters
@@ -22,8 +21,6 @@ from trainer.loop import Algorithm, Passes
 from trainer.reward import reward
 from trainer.rows import Row
 from trainer.sft import sft
-
-M = TypeVar("M", bound=nn.Module)
 
 CPU_TOKENS, GPU_TOKENS = 4096, 16384
 """Tokens that go through a model at once: enough for fast products; on a GPU what 80 GiB hold of a 1B model."""
@@ -74,15 +71,9 @@ def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
         for layer in layers:
             layer.compile(dynamic=True)
     if not alone:
-        sharded(module, layers, device)
+        parallel.shard(module, layers, device)
     tokens = config.run.tokens or (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS)
     return Built(replace(loaded, model=model), module, Passes(device, tokens, own.dtype == "bfloat16"))
-
-
-def sharded(module: M, layers: Sequence[nn.Module], device: torch.device) -> M:
-    """The module, spread over all processes where there are several."""
-    parallel.shard(module, layers, device)
-    return module
 
 
 def _policy(model: Any, config: Config) -> LogProbabilities | Actor:

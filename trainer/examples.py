@@ -45,6 +45,11 @@ class Pair:
     margin: float = 0.0
 
 
+def topic(prompt: Prompt) -> str:
+    """The same for all rows of one prompt."""
+    return fingerprint([prompt] if isinstance(prompt, str) else [each.content for each in prompt])
+
+
 @dataclass(frozen=True)
 class Example:
     """A prompt, its responses, and what is known of which is better."""
@@ -57,7 +62,7 @@ class Example:
     @property
     def topic(self) -> str:
         """The same for all examples of one prompt: they are never on both sides of a split."""
-        return fingerprint([self.prompt] if isinstance(self.prompt, str) else [each.content for each in self.prompt])
+        return topic(self.prompt)
 
 
 @dataclass

@@ -41,7 +41,7 @@ def hir(players: Players, config: Hir, batch: int, order: Order, encode: Encode)
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = relabelled(groups, config, encode)
-        rewards = [each.reward for group in groups for each in group.rewarded if each.reward is not None]
+        rewards = [each for group in groups for each in group.rewards]
         right = sum(reward > config.threshold for reward in rewards)
         metrics = {"reward": sum(rewards) / len(rewards), "right": right / len(rewards), "rows": float(len(rows))}
         return Round(over(rows, batch, config.epochs, lambda epoch: order(len(rows), number, epoch)), metrics)

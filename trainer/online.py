@@ -377,13 +377,15 @@ def _questions(
     notes: list[str] = []
     known, apart = found
     if apart is None:
-        topics = sorted({_topic(each.prompt) for each in known}, key=lambda each: fingerprint(["heldout", each]))
+        topics = sorted(
+            {examples.topic(each.prompt) for each in known}, key=lambda each: fingerprint(["heldout", each])
+        )
         chosen = set(topics[: min(round(len(topics) * examples.HELDOUT), examples.MOST_HELDOUT)])
-        apart = [each for each in known if _topic(each.prompt) in chosen]
-        known = [each for each in known if _topic(each.prompt) not in chosen]
+        apart = [each for each in known if examples.topic(each.prompt) in chosen]
+        known = [each for each in known if examples.topic(each.prompt) not in chosen]
     else:
-        held = {_topic(each.prompt) for each in apart}
-        left = [each for each in known if _topic(each.prompt) not in held]
+        held = {examples.topic(each.prompt) for each in apart}
+        left = [each for each in known if examples.topic(each.prompt) not in held]
         if len(left) < len(known):
             notes.append(f"{len(known) - len(left)} prompts are held out too: not trained on")
         known = left
@@ -403,7 +405,7 @@ def _questions(
                 continue
             cut += len(encoded) == most
             unsafe = str(row.meta.get("unsafe", "")).strip().lower() in {"true", "1", "yes"}
-            question = Question(name, row.prompt, encoded, _topic(row.prompt), unsafe)
+            question = Question(name, row.prompt, encoded, examples.topic(row.prompt), unsafe)
             chosen = config.algorithm
             if isinstance(chosen, Hir):
                 question = asked(question, chosen, lambda text: encoder.prompt(turns(text), most))
@@ -418,10 +420,6 @@ def _questions(
         notes.append(f"{cut} prompts lost their beginning: they had more than {most} tokens")
     digest = hashed([repr((each.id, each.tokens, each.unsafe)) for side in (train_, heldout) for each in side])
     return Asked(train_, heldout, digest, failures, notes)
-
-
-def _topic(prompt: Prompt) -> str:
-    return fingerprint([prompt] if isinstance(prompt, str) else [each.content for each in prompt])
 
 
 def _strict(config: Judged, ask: Ask) -> Ask:

@@ -18,6 +18,7 @@ from trainer.config import TrainingError
 
 T = TypeVar("T")
 K = TypeVar("K")
+M = TypeVar("M", bound=nn.Module)
 
 
 def begin(wanted: str) -> torch.device:
@@ -61,10 +62,10 @@ def mine(items: Sequence[T]) -> Sequence[T]:
     return items[dist.get_rank() :: world()] if dist.is_initialized() else items
 
 
-def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) -> None:
-    """Shard each layer, then what is left, over all processes (FSDP2)."""
+def shard(module: M, layers: Sequence[nn.Module], device: torch.device) -> M:
+    """The module, each layer and then what is left sharded over all processes (FSDP2)."""
     if not dist.is_initialized():
-        return
+        return module
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -72,6 +73,7 @@ def shard(module: nn.Module, layers: Sequence[nn.Module], device: torch.device) 
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(module, mesh=mesh)
+    return module
 
 
 def settle(module: nn.Module) -> None:

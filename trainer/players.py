@@ -14,7 +14,7 @@ from lm.branches import Actor, Values, bare, without_adapters
 from lm.load import load_trainable
 from trainer import parallel
 from trainer.advantages import whitened
-from trainer.build import Built, sharded
+from trainer.build import Built
 from trainer.config import Config, Grpo, Hir, Judged, Ppo, Reinforce, Rejection, Rest, TrainingError
 from trainer.experience import Method, Players
 from trainer.grpo import grpo
@@ -99,7 +99,7 @@ def _critic(built: Built, config: Config, cache: Path) -> Values | None:
     model: Any = loaded.model
     if config.model.freeze:
         adapt.freeze(model, config.model.freeze)
-    return sharded(Values(model), adapt.layers(model), built.passes.device)
+    return parallel.shard(Values(model), adapt.layers(model), built.passes.device)
 
 
 def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Asking | None:
@@ -120,7 +120,7 @@ def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Aski
     if loaded.tokenizer.get_vocab() != built.loaded.tokenizer.get_vocab():
         raise TrainingError(f"algorithm.reference {own}: has another tokenizer than {config.model.name}")
     model: Any = loaded.model.requires_grad_(requires_grad=False)
-    frozen = sharded(Actor(model, temperature=temperature), adapt.layers(model), built.passes.device)
+    frozen = parallel.shard(Actor(model, temperature=temperature), adapt.layers(model), built.passes.device)
     return _asking(frozen.eval(), built.passes)
 
 

@@ -21,7 +21,7 @@ def rejection(players: Players, config: Rejection, batch: int, order: Order) -> 
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         rows = best(groups, chosen)
-        rewards = [_reward(each) for group in groups for each in group.rewarded]
+        rewards = [each for group in groups for each in group.rewards]
         kept = [_reward(sample) for _, sample in chosen.values()]
         metrics = {"reward": sum(rewards) / len(rewards), "best": sum(kept) / len(kept), "rows": float(len(rows))}
         return Round(over(rows, batch, config.epochs, lambda epoch: order(len(rows), number, epoch)), metrics)

@@ -20,7 +20,7 @@ def rest(players: Players, config: Rest, batch: int, order: Order) -> Method:
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
         steps = [improved(groups, config, at) for at in range(len(config.thresholds))]
-        rewards = [each.reward for group in groups for each in group.rewarded if each.reward is not None]
+        rewards = [each for group in groups for each in group.rewards]
         metrics = {"reward": math.fsum(rewards) / len(rewards)}
         metrics |= {f"kept_{at}": float(len(rows)) for at, rows in enumerate(steps)}
 

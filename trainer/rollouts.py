@@ -59,6 +59,11 @@ class Group:
     def rewarded(self) -> tuple[Sample, ...]:
         return tuple(each for each in self.samples if each.reward is not None)
 
+    @property
+    def rewards(self) -> list[float]:
+        """Of those that have one."""
+        return [each.reward for each in self.samples if each.reward is not None]
+
 
 @dataclass
 class Known:
