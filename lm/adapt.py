@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lm.branches import bare
 from lm.errors import ModelError
@@ -64,3 +65,18 @@ def with_lora(
 def merged(model: Any) -> Any:
     """The model of transformers with its adapters added to its weights: for writing; training cannot go on with it."""
     return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+@torch.no_grad()
+def weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of the model of transformers under its own names, copied to the CPU, adapters added: what another
+    engine loads while training goes on here.
+    """
+    inner = bare(model)
+    adapted = {name: each for name, each in inner.named_modules() if hasattr(each, "get_delta_weight")}
+    for name, parameter in inner.named_parameters():
+        if any(part.startswith("lora_") for part in name.split(".")):
+            continue
+        module = adapted.get(name.partition(".base_layer.")[0]) if name.endswith(".base_layer.weight") else None
+        whole = parameter if module is None else parameter + module.get_delta_weight(module.active_adapters[0])
+        yield name.replace(".base_layer.", "."), whole.to("cpu", dtype, copy=True)

@@ -233,12 +233,24 @@ class Rollout:
     """Texts that end a response, beside the model's own ending."""
     unended: float = 0.0
     """Taken from the reward of a response that did not end within `max_tokens`."""
-    rows: int = 64
-    """Responses that are written at the same time; changes no number."""
+    rows: int = 0
+    """Responses that are written at the same time; changes no number. 0: 64, or 512 where vLLM writes."""
+    engine: str = "here"
+    """here: the policy itself; vllm: vLLM in a process beside this one; http://HOST:PORT: a `vllm serve`, started with
+    VLLM_SERVER_DEV_MODE=1. vLLM is handed the policy's weights each round.
+    """
+    memory: float = 0.3
+    """The part of the GPU that vllm takes."""
+    handed: Path | None = None
+    """Folder through which vLLM is handed weights; a `vllm serve` must see it too. Default: the run's."""
 
     def __post_init__(self) -> None:
-        if min(self.prompts, self.samples, self.max_tokens, self.rows) < 1:
-            raise TrainingError("rollout.prompts, samples, max_tokens and rows must be at least 1")
+        if min(self.prompts, self.samples, self.max_tokens) < 1 or self.rows < 0:
+            raise TrainingError("rollout.prompts, samples and max_tokens must be at least 1, rows at least 0")
+        if self.engine not in {"here", "vllm"} and not self.engine.startswith(("http://", "https://")):
+            raise TrainingError(f"rollout.engine {self.engine}: expected here, vllm or http://HOST:PORT")
+        if not 0 < self.memory < 1:
+            raise TrainingError(f"rollout.memory {self.memory:g}: expected a part of the GPU, between 0 and 1")
         if not 0 < self.temperature < math.inf:
             raise TrainingError(
                 f"rollout.temperature {self.temperature:g}: expected more than 0, or all samples would be the same"

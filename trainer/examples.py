@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, islice
-from typing import Literal
+from typing import Literal, TypeVar
 
 from data import reading
 from data.labels import judgements
@@ -28,6 +28,7 @@ from data.records import (
 from data.sources.chosen_rejected import place
 from trainer.config import TrainingError
 
+T = TypeVar("T")
 Margins = Literal["none", "small", "large", "column"]
 
 HELDOUT, MOST_HELDOUT = 0.1, 500
@@ -141,26 +142,33 @@ def _usable(rows: Iterable[Comparison | Failure], found: Learned) -> Iterator[Co
             yield row
 
 
-def split(train: Learned, heldout: Learned | None) -> tuple[list[Example], list[Example]]:
-    """Examples to train on and to evaluate on; no prompt is on both sides (papers.md: it would leak)."""
+def apart(train: Sequence[T], heldout: Sequence[T] | None, topic: Callable[[T], str]) -> tuple[list[T], list[T], int]:
+    """Items to train on, items to evaluate on, and how many of `heldout` were left out since their topic is trained on:
+    no prompt is on both sides (it would leak). Without `heldout`, a tenth of the topics is kept apart.
+    """
     if heldout is not None:
-        known = {example.topic for example in train.examples}
-        kept = [example for example in heldout.examples if example.topic not in known]
-        if len(kept) < len(heldout.examples):
-            heldout.notes.append(
-                f"{len(heldout.examples) - len(kept)} held-out rows have a prompt of the training rows: left out"
-            )
+        known = {topic(each) for each in train}
+        kept = [each for each in heldout if topic(each) not in known]
         if not kept:
             raise TrainingError(
                 "data.heldout: all of its prompts are in data.train too; nothing is left to evaluate on"
             )
-        return train.examples, kept
-    topics = sorted({each.topic for each in train.examples}, key=lambda each: fingerprint(["heldout", each]))
+        return list(train), kept, len(heldout) - len(kept)
+    topics = sorted({topic(each) for each in train}, key=lambda each: fingerprint(["heldout", each]))
     chosen = set(topics[: min(round(len(topics) * HELDOUT), MOST_HELDOUT)])
-    sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in train.examples:
-        sides[example.topic in chosen].append(example)
-    return sides
+    sides: tuple[list[T], list[T]] = ([], [])
+    for each in train:
+        sides[topic(each) in chosen].append(each)
+    return (*sides, 0)
+
+
+def split(train: Learned, heldout: Learned | None) -> tuple[list[Example], list[Example]]:
+    """Examples to train on and to evaluate on."""
+    rows = None if heldout is None else heldout.examples
+    known, kept, both = apart(train.examples, rows, lambda each: each.topic)
+    if heldout is not None and both:
+        heldout.notes.append(f"{both} held-out rows have a prompt of the training rows: left out")
+    return known, kept
 
 
 def _checked(found: Learned, source: str) -> Learned:

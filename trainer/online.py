@@ -5,46 +5,35 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from statistics import fmean
 from threading import Event
 from typing import Any
 
-from data import reading
-from data.records import Failure, Prompt, fingerprint, hashed
+from data.records import Prompt
 from lm.chat import Encoder
-from trainer import checkpoint, curves, examples, folder, parallel, trackers
+from trainer import checkpoint, examples, folder, parallel, questions, trackers, writers
 from trainer.build import Built, build
-from trainer.config import Config, Hir, Judged, Ppo, TrainingError
+from trainer.config import Config, Judged, Ppo, TrainingError
 from trainer.experience import Method, Players
-from trainer.hir import asked
 from trainer.loop import Update, adamw, fit, rate
-from trainer.players import gather, inner, method, pretraining
+from trainer.players import gather, method, pretraining
+from trainer.questions import Asked
 from trainer.rewards import Ask, Opener, Patience, combined, opened
 from trainer.rollouts import Group, Known, Question, rewarded, sampled
 from trainer.rows import batch, encode, turns, updates
-from trainer.running import Around, Interval, bar, write
+from trainer.running import Around, Interval, bar, resumed, stoppable, write
+from trainer.writers import Writer
 
 LOOKS = 10
 """Looks at the held-out prompts in a run."""
 LOOK = -1
 """The round of a look's random numbers: the same at each, so that two looks differ by the policy alone."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The prompts of a run."""
-
-    train: list[Question]
-    heldout: list[Question]
-    digest: str
-    failures: list[Failure]
-    notes: list[str]
 
 
 @dataclass(frozen=True)
@@ -82,41 +71,38 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     started = time.monotonic()
     assert config.reward is not None
     folder.check(config.run.out, config, resume=resume)
-    found, unusable = _read(config)
-    stopped = Event()
+    found = questions.read(config)  # before a model is loaded for nothing
+    stopped, closing = Event(), ExitStack()
     device = parallel.begin(config.model.device)  # before a reward model takes the first GPU for each process
     sources = opened(config.reward, elsewhere, str(device))
     built = build(config, around.cache)
     tell = around.tell if parallel.first() else lambda _line: None
     try:
         encoder = Encoder(built.loaded.tokenizer)
-        prompts = _questions(config, found, unusable, built, encoder)
+        prompts = questions.ask(config, found, built.loaded.context, encoder)
         for note in prompts.notes:
             tell(note)
         players, trained = gather(built, config, around.cache)
+        writer = writers.opened(built, config, around.cache)
+        closing.callback(writer.close)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
         ask = _strict(config.reward, combined(config.reward, sources, Patience(config.reward.patience, tell, stopped)))
-        course = _Course(config, built, players, trained, prompts, encoder, ask, around.interval, tell)
-        try:
+        course = _Course(config, built, players, trained, writer, prompts, encoder, ask, around.interval, tell)
+        with stoppable(config.run.out, "round", tell):
             result = course.run(resume=resume)
-        except KeyboardInterrupt:
-            kept = checkpoint.latest(config.run.out / folder.CHECKPOINTS)
-            tell(f"\nstopped; {f'--resume goes on after round {int(kept.name)}' if kept else 'nothing was saved yet'}")
-            raise
         write(
             config,
             built,
             trained,
-            around.cache,
+            around,
             title=_title(config),
             facts=_facts(config, built, prompts, around.version),
             result=result.lines(),
         )
-        if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
-            tell(missing)
     finally:
         stopped.set()
+        closing.close()
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
 
@@ -130,6 +116,7 @@ class _Course:
         built: Built,
         players: Players,
         trained: Any,
+        writer: Writer,
         prompts: Asked,
         encoder: Encoder,
         ask: Ask,
@@ -139,7 +126,7 @@ class _Course:
         assert config.rollout is not None
         self._config, self._built, self._rollout = config, built, config.rollout
         self._players, self._trained, self._prompts = players, trained, prompts
-        self._ask, self._interval, self._tell = ask, interval, tell
+        self._writer, self._ask, self._interval, self._tell = writer, ask, interval, tell
         self._optimizer = adamw(trained, config.optim)
         self._checkpoints = config.run.out / folder.CHECKPOINTS
         self._rounds = config.optim.steps or updates(len(prompts.train), self._rollout.prompts, config.optim.epochs)
@@ -148,7 +135,7 @@ class _Course:
         self._save_every = config.run.save_every or self._every
         self._method = self._made(encoder)
         self._of = [f"prompts {prompts.digest}", f"model {built.loaded.identity}"]
-        self._updates = 0
+        self._updates, self._followed = 0, -1
         self._before: dict[str, Any] | None = None
         self._seen: tuple[dict[str, Any] | None, dict[str, float]] = (None, {})
 
@@ -228,18 +215,19 @@ class _Course:
                 self._method.beside,
             )
 
-    def _sample(self, questions: Sequence[Question], number: int, known: Known | None) -> list[Group]:
+    def _sample(self, some: Sequence[Question], number: int, known: Known | None) -> list[Group]:
         """Groups of the questions, in their order; each process writes its share."""
         look = number == LOOK
-        with parallel.gathered(self._players.actor), bar("samples", len(questions), hidden=False) as shown:
+        with parallel.gathered(self._players.actor), bar("samples", len(some), hidden=False) as shown:
+            if self._followed != self._updates:
+                self._writer.follow()
+                self._followed = self._updates
             written = sampled(
-                inner(self._built),
-                self._built.loaded.tokenizer,
-                parallel.mine(questions),
+                self._writer,
+                parallel.mine(some),
                 self._rollout,
                 number=number,
                 seed=self._config.run.seed,
-                precision=self._built.passes.precision,
                 samples=1 if look else None,
             )
             own = rewarded(
@@ -251,7 +239,7 @@ class _Course:
                 done=lambda count: shown.update(count // (1 if look else self._rollout.samples)),
             )
         found = parallel.joined({group.question.id: group for group in own})
-        return [found[each.id] for each in questions]
+        return [found[each.id] for each in some]
 
     def _look(self, number: int, adds: Sequence[Callable[[Mapping[str, Any]], object]]) -> None:
         """Sample once for each held-out prompt; a run without any has only its training rewards."""
@@ -292,23 +280,17 @@ class _Course:
 
     def _resume(self) -> int:
         place = checkpoint.latest(self._checkpoints)
-        if place is None:
+        state = resumed(place, self._trained, self._optimizer, self._of, "round", self._tell)
+        if state is None:
             return 0
-        state = checkpoint.load(place, self._trained, self._optimizer)
-        if state["of"] != self._of:
-            raise TrainingError(
-                f"{place}: was made from {' and '.join(state['of'])}; now it is {' and '.join(self._of)}: with other"
-                " prompts, or another model, a run cannot go on; begin another --run.out"
-            )
         if self._method.state is not None:
             self._method.state.update(state["method"])
         self._updates, self._before = state["updates"], state["before"]
-        self._tell(f"going on after round {state['update']}")
         return int(state["update"])
 
     def _made(self, encoder: Encoder) -> Method:
         config = self._config
-        most = _room(config, self._built)
+        most = questions.room(config, self._built.loaded.context)
 
         def prompt(text: Prompt) -> tuple[int, ...]:
             return encoder.prompt(turns(text), most)
@@ -334,92 +316,6 @@ def _order(seed: int, count: int, number: int, epoch: int) -> list[int]:
 def _chosen(questions: Sequence[Question], size: int, number: int, seed: int) -> list[Question]:
     """The prompts of a round, each at most once."""
     return list({each.id: each for each in batch(questions, size, number, seed)}.values())
-
-
-def _room(config: Config, built: Built) -> int:
-    """Tokens of a prompt that leave room for the response. Raises TrainingError."""
-    assert config.rollout is not None
-    most = min(config.data.max_tokens, built.loaded.context) - config.rollout.max_tokens
-    if most < 8:
-        raise TrainingError(
-            f"rollout.max_tokens {config.rollout.max_tokens}: leaves no room for a prompt in data.max_tokens"
-            f" {config.data.max_tokens} and the model's {built.loaded.context}"
-        )
-    return most
-
-
-def _read(config: Config) -> tuple[tuple[list[Any], list[Any] | None], list[Failure]]:
-    failures: list[Failure] = []
-
-    def read(source: str) -> list[Any]:
-        rows: list[Any] = []
-        for row in islice(reading.prompts(source, config.data.columns), config.data.limit):
-            if isinstance(row, Failure):
-                failures.append(row)
-            else:
-                rows.append(row)
-        if not rows:
-            raise TrainingError(f"{source}: no prompt: {failures[0].message if failures else 'it is empty'}")
-        return rows
-
-    return (read(config.data.train), None if config.data.heldout is None else read(config.data.heldout)), failures
-
-
-def _questions(
-    config: Config,
-    found: tuple[list[Any], list[Any] | None],
-    failures: list[Failure],
-    built: Built,
-    encoder: Encoder,
-) -> Asked:
-    """Prompts as tokens; those that are cut, and those that do not fit, are told."""
-    most = _room(config, built)
-    notes: list[str] = []
-    known, apart = found
-    if apart is None:
-        topics = sorted(
-            {examples.topic(each.prompt) for each in known}, key=lambda each: fingerprint(["heldout", each])
-        )
-        chosen = set(topics[: min(round(len(topics) * examples.HELDOUT), examples.MOST_HELDOUT)])
-        apart = [each for each in known if examples.topic(each.prompt) in chosen]
-        known = [each for each in known if examples.topic(each.prompt) not in chosen]
-    else:
-        held = {examples.topic(each.prompt) for each in apart}
-        left = [each for each in known if examples.topic(each.prompt) not in held]
-        if len(left) < len(known):
-            notes.append(f"{len(known) - len(left)} prompts are held out too: not trained on")
-        known = left
-    cut = 0
-
-    def tokens(rows: Sequence[Any]) -> list[Question]:
-        nonlocal cut
-        made: list[Question] = []
-        names: Counter[str] = Counter()
-        for row in rows:
-            names[row.id] += 1
-            name = row.id if names[row.id] == 1 else f"{row.id}/{names[row.id]}"  # ids may clash, samples must not
-            try:
-                encoded = encoder.prompt(turns(row.prompt), most)
-            except ValueError as error:
-                failures.append(Failure(id=row.id, stage="train", reason="too_long", message=str(error)))
-                continue
-            cut += len(encoded) == most
-            unsafe = str(row.meta.get("unsafe", "")).strip().lower() in {"true", "1", "yes"}
-            question = Question(name, row.prompt, encoded, examples.topic(row.prompt), unsafe)
-            chosen = config.algorithm
-            if isinstance(chosen, Hir):
-                question = asked(question, chosen, lambda text: encoder.prompt(turns(text), most))
-            made.append(question)
-        return made
-
-    train_, heldout = tokens(known), tokens(apart)
-    if not train_:
-        why = failures[0].message if failures else "all of its prompts are held out"
-        raise TrainingError(f"{config.data.train}: no prompt is left to train on: {why}")
-    if cut:
-        notes.append(f"{cut} prompts lost their beginning: they had more than {most} tokens")
-    digest = hashed([repr((each.id, each.tokens, each.unsafe)) for side in (train_, heldout) for each in side])
-    return Asked(train_, heldout, digest, failures, notes)
 
 
 def _strict(config: Judged, ask: Ask) -> Ask:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lm import adapt, hydra
-from lm.branches import Actor, Values, bare, without_adapters
+from lm.branches import Actor, Values, without_adapters
 from lm.load import load_trainable
 from trainer import parallel
 from trainer.advantages import whitened
@@ -145,8 +145,3 @@ def _unadapted(built: Built, policy: Actor) -> Asking:
         return found
 
     return unadapted
-
-
-def inner(built: Built) -> Any:
-    """The model of transformers that samples."""
-    return bare(built.loaded.model)

@@ -10,18 +10,18 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data.records import Prompt
 from lm.rows import Tokens
-from lm.sample import Draw, Written, write
+from lm.sample import Draw, Written
 from trainer import parallel
 from trainer.config import Rollout
 from trainer.folder import replace_text
 from trainer.rewards import Ask
+from trainer.writers import Writer
 
 SAMPLES = "samples.jsonl"
 
@@ -122,19 +122,17 @@ class Known:
 
 
 def sampled(
-    model: Any,
-    tokenizer: Any,
+    writer: Writer,
     questions: Sequence[Question],
     config: Rollout,
     *,
     number: int,
     seed: int,
-    precision: Callable[[], AbstractContextManager[object]],
     samples: int | None = None,
 ) -> Iterator[list[tuple[Question, list[Written]]]]:
-    """Write `samples` responses to each question, as many prompts at a time as fill `config.rows`."""
+    """Write `samples` responses to each question, as many prompts at a time as fill the writer's rows."""
     count = samples or config.samples
-    at_once = max(1, config.rows // count)
+    at_once = max(1, writer.rows // count)
     # Prompts of like length together: less of a batch is padding.
     ordered = sorted(questions, key=lambda each: (len(each.tokens), each.id))
     for start in range(0, len(ordered), at_once):
@@ -144,8 +142,7 @@ def sampled(
             for each in piece
             for at in range(count)
         ]
-        with precision():
-            written = write(model, tokenizer, draws, batch=len(draws))
+        written = writer.write(draws)
         yield [(each, written[at * count : (at + 1) * count]) for at, each in enumerate(piece)]
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from data.records import Failure, hashed
 from lm.branches import bare
 from lm.chat import Encoder
-from trainer import checkpoint, curves, examples, folder, parallel, trackers
+from trainer import checkpoint, examples, folder, parallel, trackers
 from trainer.build import Built, algorithm, build
 from trainer.config import Config, Dpo, Reward, Sft, TrainingError
 from trainer.examples import Example, Learned
 from trainer.loop import Algorithm, adamw, fit, look, rate
 from trainer.rows import Row, batch, encode, updates
-from trainer.running import Around, Interval, bar, write
+from trainer.running import Around, Interval, bar, resumed, stoppable, write
 
 PATIENCE = 3
 """Looks without a better one, after which a reward model has begun to overfit."""
@@ -115,24 +115,18 @@ def train(config: Config, around: Around, *, resume: bool) -> Result:
         with bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as shown:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], around.cache, shown.update)
         course = _Course(config, built, aim, taught, around.interval, tell)
-        try:
+        with stoppable(config.run.out, "update", tell):
             result = course.run(resume=resume)
-        except KeyboardInterrupt:
-            kept = checkpoint.latest(config.run.out / folder.CHECKPOINTS)
-            tell(f"\nstopped; {f'--resume goes on after update {int(kept.name)}' if kept else 'nothing was saved yet'}")
-            raise
         write(
             config,
             built,
             built.module,
-            around.cache,
+            around,
             title=_title(config),
             facts=_facts(config, built, taught, around.version),
             result=result.lines(),
             configured=_centered(config, result),
         )
-        if parallel.first() and (missing := curves.draw(config.run.out, folder.lines(config.run.out))):
-            tell(missing)
     finally:
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
@@ -232,18 +226,12 @@ class _Course:
 
     def _resume(self) -> int:
         place = checkpoint.latest(self._checkpoints)
-        if place is None:
+        state = resumed(place, self._built.module, self._optimizer, self._of, "update", self._tell)
+        if state is None:
             return 0
-        state = checkpoint.load(place, self._built.module, self._optimizer)
-        if state["of"] != self._of:
-            raise TrainingError(
-                f"{place}: was made from {' and '.join(state['of'])}; now it is {' and '.join(self._of)}: with other"
-                " data, or another model, a run cannot go on; begin another --run.out"
-            )
         least = state["least"]
         self._standing = Standing(state["best"], math.inf if least is None else least, state["waited"], state["before"])
         checkpoint.prune(self._checkpoints, self._config.run.keep, self._standing.best)
-        self._tell(f"going on after update {state['update']}")
         return int(state["update"])
 
     def _result(self, last: int, *, stopped: bool) -> Result:
