@@ -68,7 +68,7 @@ class Vllm:
 
     def follow(self, weights: Path) -> None:
         """Go on with the weights of a folder (safetensors under the names of transformers)."""
-        self._model.collective_rpc("reload_weights", kwargs={"weights_path": str(weights)})
+        self._model.collective_rpc("newer", args=(str(weights),))
         self._model.reset_prefix_cache()
 
     def close(self) -> None:
@@ -102,6 +102,7 @@ def start(name: str, *, cache: Path, dtype: str, memory: float | None = None, li
             enforce_eager=vllm.platforms.current_platform.is_cpu(),
             disable_log_stats=True,
             seed=0,
+            worker_extension_cls="lm.vllm_worker.Newer",
             **({} if memory is None else {"gpu_memory_utilization": memory}),
             **({"logprobs_mode": "processed_logprobs"} if likelihoods else {}),
         )
