@@ -41,11 +41,13 @@ def with_lora(
         from peft import LoraConfig, TaskType, get_peft_model
     except ModuleNotFoundError:
         raise ModelError("model.lora needs peft: pip install 'rlaif-service[train]'") from None
+    linear = [name for name, each in model.base_model.named_modules() if isinstance(each, nn.Linear)]
+    kinds = sorted({name.rpartition(".")[2] for name in linear})
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by it as it is
         lora_dropout=dropout,
-        target_modules=list(targets) or "all-linear",
+        target_modules=list(targets or kinds),
         layers_to_transform=list(range(lowest, len(layers(model)))) if lowest else None,
         task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,
     )
@@ -54,8 +56,6 @@ def with_lora(
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
             return get_peft_model(model, config)
     except ValueError as error:
-        linear = [name for name, each in model.base_model.named_modules() if isinstance(each, nn.Linear)]
-        kinds = sorted({name.rpartition(".")[2] for name in linear})
         raise ModelError(
             f"model.lora_targets {' '.join(targets)}: no linear layer of the model has such a name; it has"
             f" {', '.join(kinds)}"

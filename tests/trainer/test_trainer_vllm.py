@@ -75,12 +75,12 @@ def served(model: Path) -> Iterator[str]:
             process.terminate()
 
 
-def configured(engine: str, out: Path, model: Path | str = "smollm2", lora: int = 0) -> Config:
+def configured(engine: str, out: Path, model: Path | str) -> Config:
     return Config(
         algorithm=Ppo(),
         data=Read(train=""),
         run=Kept(out=out),
-        model=Model(name=str(model), lora=lora),
+        model=Model(name=str(model)),
         rollout=Rollout(engine=engine, temperature=TEMPERATURE, max_tokens=16),
         reward=Judged(),
     )
@@ -117,27 +117,26 @@ def agree(config: Config, folder: Path, cache: Path) -> None:
         moved(built)
         writer.follow()
         after = writer.write(draws)
+    gone: list[torch.Tensor] = []
     for draw, old, new in zip(draws, before, after, strict=True):
         assert 1 <= len(new.drawn) <= 16
         assert len(new.likelihoods) == len(new.drawn)
         assert new.ended or len(new.drawn) == 16
         assert "." not in new.text
         torch.testing.assert_close(likely(built, draw, new), torch.tensor(new.likelihoods), atol=2e-3, rtol=0)
-        gone = likely(built, draw, old) - torch.tensor(old.likelihoods)
-        assert float(gone.abs().max()) > 0.02, "the weights had not moved: the test would see nothing"
+        gone.append(likely(built, draw, old) - torch.tensor(old.likelihoods))
+    assert float(torch.cat(gone).abs().max()) > 0.1, "the weights had not moved: the test would see nothing"
     assert not list(folder.glob(".handed*"))
     assert len({each.text for each in after}) > len(prompts)
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [0, 4], ids=["whole", "adapters"])
-def test_vllm_beside_writes_as_the_newest_policy(tmp_path, cache, lora):
+def test_vllm_beside_writes_as_the_newest_policy(tmp_path, cache):
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed here: make test-vllm")
-    agree(configured("vllm", tmp_path, lora=lora), tmp_path, cache)
-    if not lora:
-        run(tmp_path, "vllm", "smollm2")
+    agree(configured("vllm", tmp_path, "smollm2"), tmp_path, cache)
+    run(tmp_path, "vllm", "smollm2")
 
 
 @pytest.mark.vllm
@@ -168,11 +167,8 @@ def run(folder: Path, engine: str, model: Path | str) -> None:
     assert len({json.dumps(line["reward"]) for line in learned}) == 2
 
 
-@pytest.mark.parametrize(
-    ("engine", "said"),
-    [("vllm2", "rollout.engine vllm2: expected here, vllm or http://HOST:PORT"), ("http://127.0.0.1:9", "127.0.0.1:9")],
-)
-def test_an_engine_that_is_none_is_said(engine, said):
-    with pytest.raises(TrainingError, match=said):
-        Rollout(engine=engine)
-        Server(engine)
+def test_an_engine_that_is_none_is_said():
+    with pytest.raises(TrainingError, match=r"rollout.engine vllm2: expected here, vllm or http://HOST:PORT"):
+        Rollout(engine="vllm2")
+    with pytest.raises(TrainingError, match=r"rollout.engine http://127.0.0.1:9/v1/models: Cannot connect"):
+        Server("http://127.0.0.1:9")
