@@ -18,6 +18,7 @@ import random
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     from lm.branches import Actor, Scores, Values
     from lm.load import load_trainable
     from lm.rows import branches
+    from trainer.build import Built
     from trainer.config import Grpo, Optim, Ppo, Rollout
     from trainer.experience import Players
     from trainer.grpo import grpo
@@ -94,6 +96,7 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     from trainer.pairs import laid_out
     from trainer.ppo import ppo
     from trainer.rollouts import Question, rewarded, sampled
+    from trainer.writers import Here
 
     passes = Passes(torch.device("cpu"), 4096, bfloat16=job["dtype"] == "bfloat16")
     actor = Actor(loaded.model)
@@ -135,10 +138,11 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     module = torch.nn.ModuleDict({"actor": actor} if critic is None else {"actor": actor, "critic": critic})
     optimizer = adamw(module, optim)
     rollout = Rollout(prompts=batch, samples=job["samples"], max_tokens=job["tokens"])
+    writer = Here(Built(replace(loaded, tokenizer=Plain()), actor, passes), 0)
     seconds: list[float] = []
     for number in range(1, job["warmup"] + job["rounds"] + 1):
         started = time.perf_counter()
-        written = sampled(loaded.model, Plain(), questions, rollout, number=number, seed=0, precision=passes.precision)
+        written = sampled(writer, questions, rollout, number=number, seed=0)
         groups = rewarded(written, ask, None, number=number, unended=0.0, done=lambda _: None)
         for lesson in made.prepare(number, groups).lessons:
             for _ in fit(made.algorithm, enumerate(lesson.batches, 1), optimizer, passes, lambda _: optim.lr, 1.0):
