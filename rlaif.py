@@ -836,7 +836,7 @@ def _train(wanted: Wanted) -> int:
         return mean_interval(np.asarray(values), numbered(topics)).json()
 
     config = wanted.config
-    around = Around(_cache(), interval, _say, _version())
+    around = Around(_cache(), interval, _say, _version(), os.environ.get("VLLM_API_KEY") or None)
     if config.reward is None:
         from trainer.run import train
 

@@ -117,7 +117,7 @@ def told(rows: Sequence[Experience], players: Players) -> list[Experience]:
         with players.passes.precision():
             said: Told = players.actor(laid_out(some))
             values = said.values if players.critic is None else players.critic(laid_out(some))
-        reference = said.likelihoods if players.reference is None else players.reference(some)
+        reference = None if players.reference is None else players.reference(some)
         tensors = {"old": said.likelihoods, "entropies": said.entropies, "reference": reference, "values": values}
         for row, own in zip(piece, _split(tensors, some), strict=bool(piece)):
             found[place[id(row)]] = replace(row, **own)
@@ -142,6 +142,12 @@ def _split(tensors: dict[str, Tensor | None], rows: Sequence[Experience]) -> lis
 def joined(rows: Sequence[Experience], name: str, device: torch.device | str = "cpu") -> Tensor:
     """One field of all rows, (T,) or (A,)."""
     return torch.cat([getattr(row, name) for row in rows]).to(device)
+
+
+def log_ratios(rows: Sequence[Experience]) -> Tensor:
+    """log pi - log ref of what was sampled, (T,); 0 where there is no reference."""
+    old, reference = joined(rows, "old"), joined(rows, "reference")
+    return old - reference if len(reference) else torch.zeros_like(old)
 
 
 def lengths(rows: Sequence[Experience]) -> list[int]:
@@ -170,12 +176,11 @@ def over(rows: Sequence[Row], size: int, epochs: int, order: Callable[[int], Seq
 def seen(rows: Sequence[Experience]) -> dict[str, float]:
     """What every algorithm logs of a round."""
     rewards, counts = joined(rows, "rewards"), lengths(rows)
-    log_ratio = joined(rows, "old") - joined(rows, "reference")
-    summed = torch.stack([each.sum() for each in log_ratio.split(counts)])
+    summed = torch.stack([each.sum() for each in log_ratios(rows).split(counts)])
     return {
         "reward": float(rewards.mean()),
         "reward_deviation": float(rewards.std(unbiased=False)),
-        "kl": float(summed.mean()),
+        **({"kl": float(summed.mean())} if len(rows[0].reference) else {}),
         "entropy": float(joined(rows, "entropies").mean()),
         "length": sum(counts) / len(counts),
         "drift": float((joined(rows, "sampled") - joined(rows, "old")).abs().mean()),

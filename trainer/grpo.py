@@ -18,6 +18,7 @@ from trainer.experience import (
     experiences,
     joined,
     lengths,
+    log_ratios,
     over,
     seen,
     told,
@@ -54,7 +55,7 @@ def advantages(rows: Sequence[Experience], config: Grpo, rescale: Callable[[Tens
     counts, groups = lengths(rows), [len(row.answers) for row in rows]
     rewards = rescale(joined(rows, "rewards"))
     if config.penalty == "reward":
-        penalty = divergence(joined(rows, "old") - joined(rows, "reference"), config.estimator)
+        penalty = divergence(log_ratios(rows), config.estimator)
         rewards = rewards - config.beta * torch.stack([each.sum() for each in penalty.split(counts)])
     if config.advantage == "rloo":
         found = leave_one_out(rewards, groups)

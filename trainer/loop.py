@@ -167,8 +167,13 @@ def _named(rows: Sequence[Row]) -> str:
     return names if len(rows) <= 5 else f"{names} and {len(rows) - 5} more"
 
 
+def exhausted(error: RuntimeError) -> bool:
+    """Whether it was memory."""
+    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
+
+
 def _explained(error: RuntimeError, passes: Passes, rows: Sequence[Row]) -> BaseException:
-    if not (isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)):
+    if not exhausted(error):
         return error
     size = sum(row.size for row in rows)
     return TrainingError(

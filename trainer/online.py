@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -20,8 +20,8 @@ from lm.chat import Encoder
 from trainer import checkpoint, examples, folder, parallel, questions, trackers, writers
 from trainer.build import Built, build
 from trainer.config import Config, Judged, Ppo, TrainingError
-from trainer.experience import Method, Players
-from trainer.loop import Update, adamw, fit, rate
+from trainer.experience import Method, Players, experiences, lengths, log_ratios, told
+from trainer.loop import Update, adamw, exhausted, fit, rate
 from trainer.players import gather, method, pretraining
 from trainer.questions import Asked
 from trainer.rewards import Ask, Opener, Patience, combined, opened
@@ -32,6 +32,8 @@ from trainer.writers import Writer
 
 LOOKS = 10
 """Looks at the held-out prompts in a run."""
+DRIFT = 0.2
+"""Nats a token between sampling and learning that are worth a word; bf16 alone comes to a few hundredths."""
 LOOK = -1
 """The round of a look's random numbers: the same at each, so that two looks differ by the policy alone."""
 
@@ -73,7 +75,8 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     folder.check(config.run.out, config, resume=resume)
     found = questions.read(config)  # before a model is loaded for nothing
     stopped, closing = Event(), ExitStack()
-    device = parallel.begin(config.model.device)  # before a reward model takes the first GPU for each process
+    # Before a reward model takes the first GPU for each process.
+    device = parallel.begin(config.model.device, config.reward.patience)
     sources = opened(config.reward, elsewhere, str(device))
     built = build(config, around.cache)
     tell = around.tell if parallel.first() else lambda _line: None
@@ -83,7 +86,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         for note in prompts.notes:
             tell(note)
         players, trained = gather(built, config, around.cache)
-        writer = writers.opened(built, config, around.cache)
+        writer = writers.opened(built, config, around.cache, around.vllm_key)
         closing.callback(writer.close)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
@@ -198,6 +201,11 @@ class _Course:
         kept = sum(len(group.rewarded) for group in groups) / sum(len(group.samples) for group in groups)
         ended = fmean(float(each.ended) for group in groups for each in group.samples)
         epoch = number * size / len(self._prompts.train)
+        if made.metrics.get("drift", 0.0) > DRIFT:
+            self._tell(
+                f"round {number}: what was sampled is {made.metrics['drift']:.2f} nats a token from what the policy"
+                " says of it: are the weights those that rollout.engine has, and as precise?"
+            )
         line = {"update": number, "epoch": epoch, **made.metrics, "rewarded": kept, "ended": ended, **learned, **told}
         return {**line, "seconds": time.monotonic() - began}
 
@@ -218,7 +226,11 @@ class _Course:
     def _sample(self, some: Sequence[Question], number: int, known: Known | None) -> list[Group]:
         """Groups of the questions, in their order; each process writes its share."""
         look = number == LOOK
-        with parallel.gathered(self._players.actor), bar("samples", len(some), hidden=False) as shown:
+        with (
+            parallel.gathered(self._players.actor),
+            bar("samples", len(some), hidden=False) as shown,
+            _explained(number),
+        ):
             if self._followed != self._updates:
                 self._writer.follow()
                 self._followed = self._updates
@@ -267,11 +279,8 @@ class _Course:
 
     def _distance(self, groups: Sequence[Group]) -> float:
         """KL from the reference of whole held-out responses, estimated on what was sampled."""
-        from trainer.experience import experiences, joined, lengths, told
-
         rows = told(experiences(groups), self._players)
-        ratio = joined(rows, "old") - joined(rows, "reference")
-        return float(ratio.sum()) / len(lengths(rows))
+        return float(log_ratios(rows).sum()) / len(lengths(rows))
 
     def _save(self, number: int) -> None:
         state = {"method": self._method.state, "updates": self._updates, "before": self._before, "of": self._of}
@@ -305,6 +314,23 @@ class _Course:
                 self._players, config, lambda number, size: batch(rows, size, number - 1, config.run.seed)
             )
         return method(self._players, config, partial(_order, config.run.seed), prompt, beside)
+
+
+@contextmanager
+def _explained(number: int) -> Generator[None]:
+    """What can go wrong while sampling, as one line."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise TrainingError(
+            f"round {number}: {error}; the last checkpoint stays: a lower --optim.lr may keep the policy whole"
+        ) from error
+    except RuntimeError as error:
+        if exhausted(error):
+            raise TrainingError(
+                "out of memory while sampling: give a smaller --rollout.rows; the last checkpoint stays"
+            ) from error
+        raise
 
 
 def _order(seed: int, count: int, number: int, epoch: int) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,13 +17,19 @@ from torch import nn
 
 from trainer.config import TrainingError
 
+WAIT = 1800
+"""Seconds that processes wait for each other."""
+
 T = TypeVar("T")
 K = TypeVar("K")
 M = TypeVar("M", bound=nn.Module)
 
 
-def begin(wanted: str) -> torch.device:
-    """Join the other processes where torchrun started several; the device of this one ("auto": a GPU, if there is)."""
+def begin(wanted: str, patience: float = 0.0) -> torch.device:
+    """Join the other processes where torchrun started several; the device of this one ("auto": a GPU, if there is).
+
+    The others wait for the one whose rewards come last: `patience` seconds more than they would for anything else.
+    """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
     try:
         device = torch.empty(0, device=kind).device
@@ -31,7 +38,8 @@ def begin(wanted: str) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        timeout = timedelta(seconds=WAIT + patience)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -90,11 +98,13 @@ def gathered(module: nn.Module) -> Generator[None]:
     """The whole parameters on every process meanwhile, for what does not go through the module's own forward."""
     sharded: list[Any] = [each for each in module.modules() if hasattr(each, "unshard")]
     for each in sharded:
+        each.set_reshard_after_forward(False, recurse=False)  # processes take different numbers of passes meanwhile
         each.unshard()
     try:
         yield
     finally:
         for each in sharded:
+            each.set_reshard_after_forward(each is not module, recurse=False)  # as FSDP2 begins: the root stays whole
             each.reshard()
 
 

@@ -103,12 +103,17 @@ def _critic(built: Built, config: Config, cache: Path) -> Values | None:
 
 
 def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Asking | None:
-    """The model that the policy stays close to: another, the policy without its adapters, or itself as it is before."""
+    """The model that the policy stays close to: another, the policy without its adapters, or itself as it is before;
+    none where nothing holds it.
+    """
     chosen = config.algorithm
     if not isinstance(chosen, Ppo | Reinforce | Grpo):
         return None
     assert config.rollout is not None
     own = chosen.reference
+    adapted = isinstance(chosen, Ppo) and chosen.target is not None
+    if own is None and not chosen.beta and not adapted:
+        return None
     if own is None and config.model.lora:
         return _unadapted(built, policy)
     temperature = config.rollout.temperature

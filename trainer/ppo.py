@@ -21,6 +21,7 @@ from trainer.experience import (
     experiences,
     joined,
     lengths,
+    log_ratios,
     over,
     per_row,
     seen,
@@ -61,7 +62,7 @@ def advantages(
 ) -> tuple[list[Experience], dict[str, float]]:
     """Rows with advantages, whitened over the round, and returns."""
     counts, values = lengths(rows), joined(rows, "values")
-    penalty = divergence(joined(rows, "old") - joined(rows, "reference"), config.estimator)
+    penalty = divergence(log_ratios(rows), config.estimator)
     rewards = placed(rescale(joined(rows, "rewards")), counts) - beta * penalty
     if config.whiten:
         rewards = whitened(rewards, shift=False)

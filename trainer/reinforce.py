@@ -17,6 +17,7 @@ from trainer.experience import (
     experiences,
     joined,
     lengths,
+    log_ratios,
     over,
     per_row,
     seen,
@@ -47,7 +48,7 @@ def reinforce(
 def advantages(rows: Sequence[Experience], config: Reinforce, rescale: Callable[[Tensor], Tensor]) -> list[Experience]:
     """Rows with Z_t - V(X_t), and the returns Z_t."""
     counts = lengths(rows)
-    penalty = divergence(joined(rows, "old") - joined(rows, "reference"), "k1")
+    penalty = divergence(log_ratios(rows), "k1")
     scores = placed(rescale(joined(rows, "rewards")), counts)
     returns = to_go((1 - config.beta) * scores - config.beta * penalty, counts)
     return with_fields(rows, advantages=returns - joined(rows, "values"), returns=returns)

@@ -23,12 +23,15 @@ Interval = Callable[[Sequence[float], Sequence[str]], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Around:
-    """What a run is given by whoever starts it: a folder for what is kept, intervals, where to speak, who we are."""
+    """What a run is given by whoever starts it: a folder for what is kept, intervals, where to speak, who we are, and
+    the key of a `vllm serve`.
+    """
 
     cache: Path
     interval: Interval
     tell: Callable[[str], None]
     version: str
+    vllm_key: str | None = None
 
 
 def bar(name: str, total: int, *, hidden: bool, initial: int = 0) -> Any:

@@ -5,7 +5,6 @@ through which it is handed newer weights.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ WAIT = aiohttp.ClientTimeout(total=1800, sock_connect=30)
 """Seconds for one response, or for loading weights."""
 AT_ONCE = 512
 """Requests in flight."""
-KEY = "VLLM_API_KEY"
 
 
 class Server:
     """An address, and the model that is served there. Raises TrainingError, also where it is none."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str | None) -> None:
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
         (listed,) = asyncio.run(self._answers([("GET", "/v1/models", {})]))
         self._model = listed["data"][0]["id"]
@@ -63,10 +62,8 @@ class Server:
         }
 
     async def _answers(self, requests: Sequence[tuple[str, str, Mapping[str, Any]]]) -> list[Any]:
-        key = os.environ.get(KEY)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
         connector = aiohttp.TCPConnector(limit=AT_ONCE)
-        async with aiohttp.ClientSession(timeout=WAIT, headers=headers, connector=connector) as session:
+        async with aiohttp.ClientSession(timeout=WAIT, headers=self._headers, connector=connector) as session:
             tasks = [asyncio.ensure_future(self._answer(session, *each)) for each in requests]
             try:
                 return await asyncio.gather(*tasks)
@@ -86,7 +83,7 @@ class Server:
         if answer.status == 404 and path == "/collective_rpc":
             why = "takes no weights: start it with VLLM_SERVER_DEV_MODE=1 vllm serve MODEL"
         elif answer.status == 401:
-            why = f"wants a key: set {KEY}"
+            why = "wants a key: set VLLM_API_KEY"
         raise TrainingError(f"rollout.engine {self._url}{path}: {answer.status}: {why}")
 
 

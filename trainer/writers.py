@@ -87,8 +87,8 @@ class Handed:
         self._engine.close()
 
 
-def opened(built: Built, config: Config, cache: Path) -> Writer:
-    """The writer that `rollout.engine` names. Raises TrainingError, ModelError."""
+def opened(built: Built, config: Config, cache: Path, key: str | None) -> Writer:
+    """The writer that `rollout.engine` names; `key` is that of a server. Raises TrainingError, ModelError."""
     rollout = config.rollout
     assert rollout is not None
     folder = (config.run.out if rollout.handed is None else rollout.handed) / HANDED
@@ -107,4 +107,4 @@ def opened(built: Built, config: Config, cache: Path) -> Writer:
             )
             return Handed(built, engine, folder, rollout.rows)
         case address:
-            return Handed(built, Server(address), folder, rollout.rows)
+            return Handed(built, Server(address, key), folder, rollout.rows)

@@ -111,7 +111,7 @@ def agree(config: Config, folder: Path, cache: Path) -> None:
         for n, text in enumerate(prompts)
         for at in range(3)
     ]
-    with closing(opened(built, config, cache)) as writer:
+    with closing(opened(built, config, cache, "a key")) as writer:
         writer.follow()
         before = writer.write(draws)
         moved(built)
@@ -145,10 +145,9 @@ def test_vllm_serve_writes_as_the_newest_policy(tmp_path, cache, untied, monkeyp
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed here: make test-vllm")
     with served(untied) as url:
-        monkeypatch.delenv("VLLM_API_KEY", raising=False)
         with pytest.raises(TrainingError, match="wants a key: set VLLM_API_KEY"):
-            Server(url)
-        monkeypatch.setenv("VLLM_API_KEY", "a key")
+            Server(url, None)
+        monkeypatch.setenv("VLLM_API_KEY", "a key")  # for the whole run
         agree(configured(url, tmp_path, untied), tmp_path, cache)
         run(tmp_path, url, untied)
 
@@ -171,4 +170,4 @@ def test_an_engine_that_is_none_is_said():
     with pytest.raises(TrainingError, match=r"rollout.engine vllm2: expected here, vllm or http://HOST:PORT"):
         Rollout(engine="vllm2")
     with pytest.raises(TrainingError, match=r"rollout.engine http://127.0.0.1:9/v1/models: Cannot connect"):
-        Server("http://127.0.0.1:9")
+        Server("http://127.0.0.1:9", None)
