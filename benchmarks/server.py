@@ -1,9 +1,13 @@
 """Rewards a second of the reward server under load, against what its model could do at best.
 
     python benchmarks/server.py [--json] [--requests N] [--callers N]
+    python benchmarks/server.py --vllm PYTHON [--items N]
 
 A stand-in model takes 20 ms for a batch of up to 32 responses: 1,600 a second at best. 512 callers, each a request of
 one response at a time, from a process of their own. Then the same for answers that are known.
+
+--vllm names the Python of a venv with vLLM (`make test-vllm` makes .venv-vllm): SmolLM2 behind `vllm serve`, asked
+through the reward server, and then sent the very same requests directly; in turn, with vLLM's cache emptied.
 """
 
 from __future__ import annotations
@@ -13,11 +17,16 @@ import asyncio
 import json
 import os
 import platform
+import random
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,21 +39,41 @@ import aiohttp  # noqa: E402
 TASK, ROWS, SECONDS = "helpfulness", 32, 0.02
 CALLERS, REQUESTS = 512, 20_000
 IDEAL = ROWS / SECONDS
+SMALL, ITEMS, AT_ONCE = "smollm2", 128, 64
 
 
-def serve(port: int) -> None:
-    """The server around a model that only takes its time."""
+def serve(port: int, url: str | None, record: str) -> None:
+    """The server around a model that only takes its time, or around the one at a URL, whose bodies are recorded."""
     import uvicorn
 
+    from labeler.backend import Backend
     from labeler.fake import RULES, FakeBackend
+    from labeler.openai import open_openai
+    from labeler.options import Limits
     from labeler.server.options import Listening, Rewarding
     from labeler.server.serving import Model, build
 
-    backend = FakeBackend("fake:noise", RULES["noise"], rows=ROWS, seconds=SECONDS)
+    backend: Backend = FakeBackend("fake:noise", RULES["noise"], rows=ROWS, seconds=SECONDS)
+    if url is not None:
+        asked = open_openai(SMALL, base_url=f"{url}/v1", key=None, limits=Limits(), price=None)
+        asked._transport = Recorded(asked._transport, Path(record))  # noqa: SLF001
+        backend = asked
     with tempfile.TemporaryDirectory() as folder:
-        model = Model((TASK,), "fake:noise", Path(folder))
+        model = Model((TASK,), backend.name, Path(folder))
         web: Any = build(backend, model, Listening(), Rewarding(kept="memory"), None)
         uvicorn.run(web, port=port, log_level="error", access_log=False, backlog=4096)
+
+
+class Recorded:
+    """The way to a model, with each body written down."""
+
+    def __init__(self, inner: Any, record: Path) -> None:
+        self._inner, self._file = inner, record.open("w", buffering=1)
+        self.close, self.count = inner.close, inner.count
+
+    async def ask(self, body: Any, read: Any, tokens: int) -> Any:
+        self._file.write(json.dumps(body) + "\n")
+        return await self._inner.ask(body, read, tokens)
 
 
 async def load(url: str, requests: int, callers: int, kinds: int) -> dict[str, float]:
@@ -84,8 +113,8 @@ def memory_of(pid: int) -> float:
     return int(line.split()[1]) / 1024
 
 
-def started(port: int) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, __file__, "--serve", str(port)])
+def started(port: int, *more: str) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen([sys.executable, __file__, "--serve", str(port), *more])
     for _ in range(200):
         try:
             socket.create_connection(("127.0.0.1", port), 0.2).close()
@@ -112,15 +141,120 @@ def measure(requests: int, callers: int) -> dict[str, Any]:
     return {"fresh": fresh, "known": known, "memory": {"before_mib": before, "after_mib": after}}
 
 
+@contextmanager
+def vllm(python: str) -> Iterator[str]:
+    """`vllm serve` with SmolLM2, and a door through which its cache is emptied."""
+    from lm import embedded
+
+    cache = Path(os.environ.get("RLAIF_CACHE") or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlaif"
+    port = free_port()
+    words = ["--model", str(embedded.folder(cache)), "--served-model-name", SMALL, "--port", str(port)]
+    words += ["--host", "127.0.0.1", "--max-model-len", "2048", "--enforce-eager", "--dtype", "bfloat16"]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *words]
+    quiet = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "2"}
+    env = {**os.environ, **quiet}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:
+        try:
+            for _ in range(600):
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                    break
+                except OSError:
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+async def posted(url: str, bodies: Sequence[str], callers: int) -> float:
+    """Seconds for all of them."""
+    todo = iter(bodies)
+
+    async def caller(session: aiohttp.ClientSession) -> None:
+        for body in todo:
+            async with session.post(url, data=body, headers={"content-type": "application/json"}) as answer:
+                told = await answer.read()
+                assert answer.status == 200, told[:300]
+
+    limits = {"connector": aiohttp.TCPConnector(limit=0), "timeout": aiohttp.ClientTimeout(total=None)}
+    async with aiohttp.ClientSession(**limits) as session:
+        started = time.perf_counter()
+        await asyncio.gather(*(caller(session) for _ in range(callers)))
+        return time.perf_counter() - started
+
+
+def before_vllm(python: str, items: int, callers: int) -> dict[str, Any]:
+    """Through the server, directly, and once more each; the first of both is not counted."""
+    draw = random.Random(0)
+    words = [
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "is",
+        "that",
+        "for",
+        "it",
+        "was",
+        "on",
+        "are",
+        "with",
+        "as",
+        "at",
+        "be",
+        "this",
+        "have",
+        "from",
+        "or",
+    ]
+    asked = [
+        {
+            "prompt": f"Question {at}: " + " ".join(draw.choices(words, k=60)),
+            "response": " ".join(draw.choices(words, k=80)),
+        }
+        for at in range(items)
+    ]
+    bodies = [json.dumps({"items": [each]}) for each in asked]
+    seconds: dict[str, list[float]] = {"through": [], "direct": []}
+    with tempfile.TemporaryDirectory() as folder, vllm(python) as url:
+        record = Path(folder) / "asked.jsonl"
+        for _ in range(3):
+            port = free_port()  # a new server each time: it keeps answers
+            process = started(port, "--url", url, "--record", str(record))
+            try:
+                reset(url)
+                seconds["through"].append(asyncio.run(posted(f"http://127.0.0.1:{port}/v1/rewards", bodies, callers)))
+            finally:
+                process.terminate()
+                process.wait()
+            same = record.read_text().splitlines()
+            reset(url)
+            seconds["direct"].append(asyncio.run(posted(f"{url}/v1/chat/completions", same, callers)))
+    through, direct = (statistics.median(each[1:]) for each in seconds.values())
+    return {"vs_vllm_serve": direct / through, "items": items, "requests": len(same), "seconds": seconds}
+
+
+def reset(url: str) -> None:
+    urllib.request.urlopen(urllib.request.Request(f"{url}/reset_prefix_cache", method="POST"), timeout=60).close()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--callers", type=int, default=CALLERS)
+    parser.add_argument("--vllm", help="Python of a venv with vLLM: measure in front of `vllm serve`")
+    parser.add_argument("--items", type=int, default=ITEMS, help="responses in front of vLLM")
+    for name in ("--url", "--record"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
-        serve(options.serve)
+        serve(options.serve, options.url, options.record)
+        return
+    if options.vllm:
+        print(json.dumps(before_vllm(options.vllm, options.items, AT_ONCE), indent=None if options.json else 2))
         return
     found = measure(options.requests, options.callers)
     fresh, known = found["fresh"], found["known"]
