@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from labeler.here import Job
     from labeler.opening import Reach
     from labeler.projection import Projection
+    from trainer.config import Judged
 
 SAMPLES = ("summarization", "helpfulness", "harmlessness")
 NEXT = """
@@ -845,7 +846,7 @@ def _train(wanted: Wanted) -> int:
         from trainer import online
 
         with ExitStack() as closing:
-            rewards = _rewards(config.reward.task, config.reward.patience, closing)
+            rewards = _rewards(config.reward, closing)
             result = online.train(config, around, rewards, resume=wanted.resume)
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
@@ -858,14 +859,24 @@ def _train(wanted: Wanted) -> int:
     return SOME_FAILED if result.failed else OK
 
 
-def _rewards(task: str, patience: float, closing: ExitStack) -> Callable[[str], Any]:
+def _rewards(judged: Judged, closing: ExitStack) -> Callable[[str], Any]:
     """A trainer's reward by its name: a labeler or a server, as a plain callable."""
     from labeler.as_reward import rewards
+    from labeler.spending import Meter, Spending
+
+    remote = Remote(judged.base_url, judged.budget, judged.price)
+    spending = Spending(Meter(), judged.budget)  # of all labelers together
 
     def opened(name: str) -> Any:
-        reach = _reach(name, Remote(), Limits())
-        token = os.environ.get("RLAIF_TOKEN") or None
-        return rewards(name, task=task, cache=_cache(), reach=reach, token=token, patience=patience, closing=closing)
+        return rewards(
+            name,
+            task=judged.task,
+            cache=_cache(),
+            reach=replace(_reach(name, remote, Limits()), spending=spending),
+            token=os.environ.get("RLAIF_TOKEN") or None,
+            patience=judged.patience,
+            closing=closing,
+        )
 
     return opened
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from data.errors import RlaifError
 from data.records import Failure, Prompt, Response
 from labeler.client import PASSING, RewardClient, items
+from labeler.here import unpriced
 from labeler.ladder import climb
 from labeler.opening import KINDS, Reach, open_backend
 from labeler.options import Options
 from labeler.score import Scorer
+from labeler.wrappers import Checked, Metered
 from prompts.task import load
 
 PATIENCE = 100.0
@@ -60,7 +62,10 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
 def _asked(name: str, task: str, cache: Path, reach: Reach, closing: ExitStack) -> Rewards:
     options = Options()
     backend = open_backend(name, cache=cache, dtype="auto", device="auto", reach=reach)
-    scorer = Scorer(load(task), climb(backend, options.needs, options.votes), options)
+    if reach.spending.usd is not None and backend.price is None:
+        raise unpriced(name)
+    metered = Checked(Metered(backend, reach.spending.meter), reach.spending)
+    scorer = Scorer(load(task), climb(metered, options.needs, options.votes), options)
     loop = closing.enter_context(asyncio.Runner())  # one loop for the run: connections belong to it
     closing.callback(lambda: loop.run(backend.close()))
 

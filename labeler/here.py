@@ -91,17 +91,18 @@ def _stack(job: Job, meter: Meter, tell: Callable[[str], None]) -> Callable[[Jou
     if how.batch:
         desk = open_desk(job.model, job.reach)
         if job.budget is not None and desk.price is None:
-            raise unpriced(job)
+            raise unpriced(job.model)
         return lambda journal: Batched(desk, meter, job.budget, journal, tell)
     end = None if how.deadline is None else time.monotonic() + how.deadline * 3600
     spending = Spending(meter, job.budget, end)
     reach = replace(job.reach, spending=spending)
     backend = open_backend(job.model, cache=job.cache, dtype=how.dtype, device=how.device, reach=reach)
     if job.budget is not None and backend.price is None:
-        raise unpriced(job)
+        raise unpriced(job.model)
     metered = Checked(Metered(backend, meter), spending)
     return lambda journal: metered if journal is None else Cached(metered, journal)
 
 
-def unpriced(job: Job) -> RlaifError:
-    return RlaifError(f"--budget: no price is known for {job.model}; give --price IN,OUT (USD per million tokens)")
+def unpriced(model: str) -> RlaifError:
+    """A budget cannot be kept where nobody knows what an answer costs."""
+    return RlaifError(f"--budget: no price is known for {model}; give --price IN,OUT (USD per million tokens)")

@@ -94,7 +94,7 @@ class OnRay:
         self._in_hand = dict.fromkeys(range(how.workers), 0)
         about = self._agreed()
         if job.budget is not None and not about.priced:
-            raise unpriced(job)
+            raise unpriced(job.model)
         self.digest = about.digest
         self.rows = about.rows if about.rows > 1 else SMALL
         ahead = AHEAD if about.calls == 1 else min(MOST_AHEAD, max(AHEAD, about.calls // self.rows))

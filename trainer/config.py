@@ -267,6 +267,12 @@ class Judged:
     """
     task: str = ""
     """What a labeler is asked (`rlaif tasks`)."""
+    base_url: str | None = None
+    """A labeler's server, where it is one of yours that speaks OpenAI's protocol."""
+    budget: float | None = None
+    """USD that labelers may cost in this run: at most what is in flight then goes beyond."""
+    price: str | None = None
+    """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know a labeler."""
     rule: Literal["sum", "safety-first"] = "sum"
     """sum adds what each says times its weight; safety-first is Llama 2's: safety below `unsafe`, or for a prompt
     that is marked as unsafe, else helpfulness; then the logit, whitened.
