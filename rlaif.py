@@ -864,7 +864,7 @@ def _rewards(judged: Judged, closing: ExitStack) -> Callable[[str], Any]:
     from labeler.as_reward import rewards
     from labeler.spending import Meter, Spending
 
-    remote = Remote(judged.base_url, judged.budget, judged.price)
+    remote = Remote(base_url=judged.base_url, budget=judged.budget, price=judged.price)
     spending = Spending(Meter(), judged.budget)  # of all labelers together
 
     def opened(name: str) -> Any:
