@@ -846,7 +846,7 @@ def _train(wanted: Wanted) -> int:
         from trainer import online
 
         with ExitStack() as closing:
-            rewards = _rewards(config.reward, closing)
+            rewards = _rewards(config.reward, config.run.out, closing)
             result = online.train(config, around, rewards, resume=wanted.resume)
     if os.environ.get("RANK", "0") != "0":
         return OK  # of several processes under torchrun the first one speaks
@@ -859,15 +859,22 @@ def _train(wanted: Wanted) -> int:
     return SOME_FAILED if result.failed else OK
 
 
-def _rewards(judged: Judged, closing: ExitStack) -> Callable[[str], Any]:
+def _rewards(judged: Judged, out: Path, closing: ExitStack) -> Callable[[str], Any]:
     """A trainer's reward by its name: a labeler or a server, as a plain callable."""
     from labeler.as_reward import rewards
+    from labeler.opening import KINDS
     from labeler.spending import Meter, Spending
 
-    remote = Remote(base_url=judged.base_url, budget=judged.budget, price=judged.price)
-    spending = Spending(Meter(), judged.budget)  # of all labelers together
+    labelers = [name for name in judged.of if name.partition(":")[0] in KINDS]
+    if len(labelers) > 1 and (judged.base_url or judged.price):
+        raise UsageError(f"reward.base_url and reward.price belong to one labeler; reward.of has {', '.join(labelers)}")
+    processes, rank = (os.environ.get(each) for each in ("WORLD_SIZE", "RANK"))  # under torchrun each has its part
+    budget = None if judged.budget is None else judged.budget / int(processes or 1)
+    remote = Remote(base_url=judged.base_url, budget=budget, price=judged.price)
+    spending = Spending(Meter(), budget)  # of all labelers together
 
     def opened(name: str) -> Any:
+        journal = out / f"answers-{labelers.index(name)}-{rank or 0}.journal" if name in labelers else out
         return rewards(
             name,
             task=judged.task,
@@ -875,6 +882,7 @@ def _rewards(judged: Judged, closing: ExitStack) -> Callable[[str], Any]:
             reach=replace(_reach(name, remote, Limits()), spending=spending),
             token=os.environ.get("RLAIF_TOKEN") or None,
             patience=judged.patience,
+            journal=journal,
             closing=closing,
         )
 

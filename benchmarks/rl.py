@@ -18,7 +18,6 @@ import random
 import statistics
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,6 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     from lm.branches import Actor, Scores, Values
     from lm.load import load_trainable
     from lm.rows import branches
-    from trainer.build import Built
     from trainer.config import Grpo, Optim, Ppo, Rollout
     from trainer.experience import Players
     from trainer.grpo import grpo
@@ -138,7 +136,7 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     module = torch.nn.ModuleDict({"actor": actor} if critic is None else {"actor": actor, "critic": critic})
     optimizer = adamw(module, optim)
     rollout = Rollout(prompts=batch, samples=job["samples"], max_tokens=job["tokens"])
-    writer = Here(Built(replace(loaded, tokenizer=Plain()), actor, passes), 0)
+    writer = Here(loaded.model, Plain(), passes.precision, 0)
     seconds: list[float] = []
     for number in range(1, job["warmup"] + job["rounds"] + 1):
         started = time.perf_counter()

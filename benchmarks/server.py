@@ -156,6 +156,8 @@ def vllm(python: str) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env) as process:
         try:
             for _ in range(600):
+                if process.poll() is not None:
+                    raise SystemExit(f"{python} -m vllm.entrypoints.openai.api_server ended with {process.poll()}")
                 try:
                     urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
                     break
@@ -186,28 +188,7 @@ async def posted(url: str, bodies: Sequence[str], callers: int) -> float:
 def before_vllm(python: str, items: int, callers: int) -> dict[str, Any]:
     """Through the server, directly, and once more each; the first of both is not counted."""
     draw = random.Random(0)
-    words = [
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "is",
-        "that",
-        "for",
-        "it",
-        "was",
-        "on",
-        "are",
-        "with",
-        "as",
-        "at",
-        "be",
-        "this",
-        "have",
-        "from",
-        "or",
-    ]
+    words = [f"word{at}" for at in range(50)]
     asked = [
         {
             "prompt": f"Question {at}: " + " ".join(draw.choices(words, k=60)),

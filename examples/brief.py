@@ -13,7 +13,8 @@ def score(prompts, responses):
 
 def _one(prompt, response):
     words = re.findall(r"[a-z0-9']+", response.lower())
-    known = set(re.findall(r"[a-z0-9']+", str(prompt).lower()))
+    asked = prompt if isinstance(prompt, str) else " ".join(turn["content"] for turn in prompt)
+    known = set(re.findall(r"[a-z0-9']+", asked.lower()))
     telling = [word for word in words if len(word) > 3]
     if not telling:
         return 0.0

@@ -6,17 +6,21 @@ import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 from data.errors import RlaifError
-from data.records import Failure, Prompt, Response
+from data.records import Failure, Prompt, Response, Score
+from labeler.backend import Backend
 from labeler.client import PASSING, RewardClient, items
 from labeler.here import unpriced
+from labeler.journal import Journal
 from labeler.ladder import climb
 from labeler.opening import KINDS, Reach, open_backend
 from labeler.options import Options
 from labeler.score import Scorer
-from labeler.wrappers import Checked, Metered
-from prompts.task import load
+from labeler.spending import Spending
+from labeler.wrappers import Cached, Checked, Metered
+from prompts.task import Task, load
 
 PATIENCE = 100.0
 """Seconds for one request with all of its tries; the trainer asks again where it has more."""
@@ -25,12 +29,20 @@ Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
 def rewards(
-    name: str, *, task: str, cache: Path, reach: Reach, token: str | None, patience: float, closing: ExitStack
+    name: str,
+    *,
+    task: str,
+    cache: Path,
+    reach: Reach,
+    token: str | None,
+    patience: float,
+    journal: Path,
+    closing: ExitStack,
 ) -> Rewards | None:
     """Rewards in [-1, 1] from a server's address, or from a labeler asked for a score; None for a name that is neither.
 
-    `closing` ends what was opened. A response without a reward has None; where none has one since nobody answers,
-    ConnectionError is raised. Raises RlaifError.
+    A labeler's answers are kept in `journal`; `closing` ends what was opened. A response without a reward has None;
+    where none has one since nobody answers, ConnectionError is raised. Raises RlaifError.
     """
     if name.startswith(("http://", "https://")):
         return _served(name, token, patience)
@@ -38,7 +50,13 @@ def rewards(
         return None
     if not task:
         raise RlaifError(f"reward.of {name}: which question is it asked? Say reward.task (`rlaif tasks` lists them)")
-    return _asked(name, task, cache, reach, closing)
+    question = load(task)
+    backend = open_backend(name, cache=cache, dtype="auto", device="auto", reach=reach)
+    if reach.spending.usd is not None and backend.price is None:
+        raise unpriced(name)
+    labeler = _Labeler(backend, question, reach.spending, journal)
+    closing.callback(labeler.close)
+    return labeler
 
 
 def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[float | None]:
@@ -59,23 +77,51 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
     return found
 
 
-def _asked(name: str, task: str, cache: Path, reach: Reach, closing: ExitStack) -> Rewards:
-    options = Options()
-    backend = open_backend(name, cache=cache, dtype="auto", device="auto", reach=reach)
-    if reach.spending.usd is not None and backend.price is None:
-        raise unpriced(name)
-    metered = Checked(Metered(backend, reach.spending.meter), reach.spending)
-    scorer = Scorer(load(task), climb(metered, options.needs, options.votes), options)
-    loop = closing.enter_context(asyncio.Runner())  # one loop for the run: connections belong to it
-    closing.callback(lambda: loop.run(backend.close()))
+class _Labeler:
+    """A labeler with an event loop in a thread of its own: connections belong to it, and it can be closed while a
+    question is under way. Answers are kept in a journal, so that none is paid for twice.
+    """
 
-    def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+    def __init__(self, backend: Backend, task: Task, spending: Spending, journal: Path) -> None:
+        self._backend, self._task, self._spending, self._place = backend, task, spending, journal
+        self._journal: Journal | None = None
+        self._scorer: Scorer | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         rows = [
             Response(id=str(at), prompt=prompt, response=response)
             for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True))
         ]
-        answers = loop.run(scorer(rows)) if rows else []
+        if not rows:
+            return []
+        answers = asyncio.run_coroutine_threadsafe(self._scored(rows), self._loop).result()
         reasons = [each.reason if isinstance(each, Failure) else None for each in answers]
         return _reached([None if isinstance(each, Failure) else each.reward for each in answers], reasons)
 
-    return found
+    async def _scored(self, rows: Sequence[Response]) -> list[Score | Failure]:
+        if self._scorer is None:  # now that there is a folder to keep answers in
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self._place, "rewards")
+            metered = Checked(Metered(self._backend, self._spending.meter), self._spending)
+            options = Options()
+            asked = climb(Cached(metered, self._journal), options.needs, options.votes)
+            self._scorer = Scorer(self._task, asked, options)
+        return await self._scorer(rows)
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _end(self) -> None:
+        asking = asyncio.all_tasks() - {asyncio.current_task()}
+        for each in asking:
+            each.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+        await self._backend.close()
+        if self._journal is not None:
+            self._journal.close()

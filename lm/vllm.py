@@ -69,7 +69,8 @@ class Vllm:
     def follow(self, weights: Path) -> None:
         """Go on with the weights of a folder (safetensors under the names of transformers)."""
         self._model.collective_rpc("newer", args=(str(weights),))
-        self._model.reset_prefix_cache()
+        if not self._model.reset_prefix_cache():
+            raise ModelError("vllm: keeps what it computed with older weights: something is still being written")
 
     def close(self) -> None:
         self._model.llm_engine.engine_core.shutdown()
@@ -85,14 +86,24 @@ def _of_drawn(output: Any) -> tuple[float, ...]:
     return tuple(float(each[token].logprob) for token, each in zip(output.token_ids, found, strict=bool(found)))
 
 
-def start(name: str, *, cache: Path, dtype: str, memory: float | None = None, likelihoods: bool = False) -> Vllm:
-    """`smollm2`, a model folder or a hub id; `memory` is the part of the device that vLLM takes. With `likelihoods`,
-    what is written comes with log-probabilities at the temperature it was drawn at. Raises ModelError.
+def start(
+    name: str,
+    *,
+    cache: Path,
+    dtype: str,
+    memory: float | None = None,
+    longest: int | None = None,
+    likelihoods: bool = False,
+) -> Vllm:
+    """`smollm2`, a model folder or a hub id; `memory` is the part of the device that vLLM takes, `longest` the most
+    tokens of a prompt with what is written to it. With `likelihoods`, what is written comes with log-probabilities at
+    the temperature it was drawn at. Raises ModelError.
     """
     place = find(name, cache)
     # Its logs would mix with what is printed here, and some go to standard output.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")  # nobody is told that it runs
     try:
         vllm: Any = import_module("vllm")  # untyped here: it is installed only where it is used
         model: Any = vllm.LLM(
@@ -104,10 +115,13 @@ def start(name: str, *, cache: Path, dtype: str, memory: float | None = None, li
             seed=0,
             worker_extension_cls="lm.vllm_worker.Newer",
             **({} if memory is None else {"gpu_memory_utilization": memory}),
+            **({} if longest is None else {"max_model_len": longest}),
             **({"logprobs_mode": "processed_logprobs"} if likelihoods else {}),
         )
-    except ModuleNotFoundError:
-        raise ModelError("vllm is not installed here: pip install 'rlaif-service[vllm]'") from None
+    except ModuleNotFoundError as error:
+        if error.name == "vllm":
+            raise ModelError("vllm is not installed here: pip install 'rlaif-service[vllm]'") from None
+        raise ModelError(f"vllm:{name}: cannot be started: {error}") from error
     except Exception as error:  # vLLM raises many kinds for the same few causes
         raise ModelError(f"vllm:{name}: cannot be started: {' '.join(str(error).split())[:300]}") from error
     return Vllm(model, place, likelihoods=likelihoods)

@@ -240,7 +240,7 @@ class Rollout:
     VLLM_SERVER_DEV_MODE=1. vLLM is handed the policy's weights each round.
     """
     memory: float = 0.3
-    """The part of the GPU that vllm takes."""
+    """The part of the GPU (without one, of the machine's memory) that vllm takes."""
     handed: Path | None = None
     """Folder through which vLLM is handed weights; a `vllm serve` must see it too. Default: the run's."""
 
@@ -250,7 +250,7 @@ class Rollout:
         if self.engine not in {"here", "vllm"} and not self.engine.startswith(("http://", "https://")):
             raise TrainingError(f"rollout.engine {self.engine}: expected here, vllm or http://HOST:PORT")
         if not 0 < self.memory < 1:
-            raise TrainingError(f"rollout.memory {self.memory:g}: expected a part of the GPU, between 0 and 1")
+            raise TrainingError(f"rollout.memory {self.memory:g}: expected a part, between 0 and 1")
         if not 0 < self.temperature < math.inf:
             raise TrainingError(
                 f"rollout.temperature {self.temperature:g}: expected more than 0, or all samples would be the same"
@@ -270,7 +270,7 @@ class Judged:
     base_url: str | None = None
     """A labeler's server, where it is one of yours that speaks OpenAI's protocol."""
     budget: float | None = None
-    """USD that labelers may cost in this run: at most what is in flight then goes beyond."""
+    """USD that labelers may cost until this start of the run ends: at most what is in flight then goes beyond."""
     price: str | None = None
     """IN,OUT or IN,OUT,CACHED: USD per million tokens, where the price table does not know a labeler."""
     rule: Literal["sum", "safety-first"] = "sum"

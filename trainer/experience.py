@@ -173,6 +173,11 @@ def over(rows: Sequence[Row], size: int, epochs: int, order: Callable[[int], Seq
         yield Lesson(iter([ordered[at : at + size] for at in range(0, len(ordered), size)]))
 
 
+def drift(rows: Sequence[Experience]) -> float:
+    """How far, in nats a token, the log-probabilities while sampling are from those while learning."""
+    return float((joined(rows, "sampled") - joined(rows, "old")).abs().mean())
+
+
 def seen(rows: Sequence[Experience]) -> dict[str, float]:
     """What every algorithm logs of a round."""
     rewards, counts = joined(rows, "rewards"), lengths(rows)
@@ -183,5 +188,5 @@ def seen(rows: Sequence[Experience]) -> dict[str, float]:
         **({"kl": float(summed.mean())} if len(rows[0].reference) else {}),
         "entropy": float(joined(rows, "entropies").mean()),
         "length": sum(counts) / len(counts),
-        "drift": float((joined(rows, "sampled") - joined(rows, "old")).abs().mean()),
+        "drift": drift(rows),
     }

@@ -22,7 +22,7 @@ CONFIG, METRICS, FAILURES, CHECKPOINTS, MODEL, ADAPTER, CARD = (
     "adapter",
     "card.md",
 )
-FREE = frozenset({"tokens", "keep", "checkpointing"})
+FREE = frozenset({"tokens", "keep", "checkpointing", "rows", "memory", "handed", "base_url", "budget", "price"})
 """Settings that change no number: a run may go on with others, say when memory was too small."""
 
 
@@ -53,7 +53,9 @@ def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
 
 
 def _settings(text: str) -> set[str]:
-    return {line for line in text.splitlines() if line.partition(" = ")[0] not in FREE}
+    """Lines that must be the same; a server may have moved."""
+    lines = (line for line in text.splitlines() if line.partition(" = ")[0] not in FREE)
+    return {"engine = address" if line.startswith('engine = "http') else line for line in lines}
 
 
 def replace_text(place: Path, text: str) -> None:

@@ -6,7 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
@@ -20,7 +20,7 @@ from lm.chat import Encoder
 from trainer import checkpoint, examples, folder, parallel, questions, trackers, writers
 from trainer.build import Built, build
 from trainer.config import Config, Judged, Ppo, TrainingError
-from trainer.experience import Method, Players, experiences, lengths, log_ratios, told
+from trainer.experience import Method, Players, drift, experiences, lengths, log_ratios, told
 from trainer.loop import Update, adamw, exhausted, fit, rate
 from trainer.players import gather, method, pretraining
 from trainer.questions import Asked
@@ -34,6 +34,8 @@ LOOKS = 10
 """Looks at the held-out prompts in a run."""
 DRIFT = 0.2
 """Nats a token between sampling and learning that are worth a word; bf16 alone comes to a few hundredths."""
+FEW = 8
+"""Prompts whose samples tell that."""
 LOOK = -1
 """The round of a look's random numbers: the same at each, so that two looks differ by the policy alone."""
 
@@ -74,7 +76,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     assert config.reward is not None
     folder.check(config.run.out, config, resume=resume)
     found = questions.read(config)  # before a model is loaded for nothing
-    stopped, closing = Event(), ExitStack()
+    stopped = Event()
     # Before a reward model takes the first GPU for each process.
     device = parallel.begin(config.model.device, config.reward.patience)
     sources = opened(config.reward, elsewhere, str(device))
@@ -86,13 +88,14 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         for note in prompts.notes:
             tell(note)
         players, trained = gather(built, config, around.cache)
-        writer = writers.opened(built, config, around.cache, around.vllm_key)
-        closing.callback(writer.close)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
         ask = _strict(config.reward, combined(config.reward, sources, Patience(config.reward.patience, tell, stopped)))
-        course = _Course(config, built, players, trained, writer, prompts, encoder, ask, around.interval, tell)
-        with stoppable(config.run.out, "round", tell):
+        with (
+            closing(writers.opened(built, config, around.cache, around.vllm_key)) as writer,
+            stoppable(config.run.out, "round", tell),
+        ):
+            course = _Course(config, built, players, trained, writer, prompts, encoder, ask, around.interval, tell)
             result = course.run(resume=resume)
         write(
             config,
@@ -105,7 +108,6 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         )
     finally:
         stopped.set()
-        closing.close()
         parallel.end()
     return replace(result, seconds=time.monotonic() - started)
 
@@ -190,6 +192,7 @@ class _Course:
         if not any(group.rewarded for group in groups):
             raise TrainingError(f"round {number}: no response has a reward; the last checkpoint stays")
         made = self._method.prepare(number, groups)
+        self._drifted(number, made.metrics, groups)
         sums: list[dict[str, float]] = []
         for update in self._learn(number, made.lessons):
             sums.append(update.metrics)
@@ -197,17 +200,22 @@ class _Course:
                 break
         self._updates += len(sums)
         learned = {name: fmean(each[name] for each in sums) for name in sums[0]} if sums else {}
-        told = {"updates": len(sums), "lr": self._rate(number), "sampling_seconds": sampling}
+        about = {"updates": len(sums), "lr": self._rate(number), "sampling_seconds": sampling}
         kept = sum(len(group.rewarded) for group in groups) / sum(len(group.samples) for group in groups)
         ended = fmean(float(each.ended) for group in groups for each in group.samples)
         epoch = number * size / len(self._prompts.train)
-        if made.metrics.get("drift", 0.0) > DRIFT:
-            self._tell(
-                f"round {number}: what was sampled is {made.metrics['drift']:.2f} nats a token from what the policy"
-                " says of it: are the weights those that rollout.engine has, and as precise?"
-            )
-        line = {"update": number, "epoch": epoch, **made.metrics, "rewarded": kept, "ended": ended, **learned, **told}
+        line = {"update": number, "epoch": epoch, **made.metrics, "rewarded": kept, "ended": ended, **learned, **about}
         return {**line, "seconds": time.monotonic() - began}
+
+    def _drifted(self, number: int, metrics: dict[str, float], groups: Sequence[Group]) -> None:
+        """Say where what was sampled is not what the policy would write; measured here where no algorithm needs it."""
+        if "drift" not in metrics and not self._writer.own:
+            metrics["drift"] = drift(told(experiences(groups)[:FEW], self._players))
+        if metrics.get("drift", 0.0) > DRIFT:
+            self._tell(
+                f"round {number}: what was sampled is {metrics['drift']:.2f} nats a token from what the policy says of"
+                " it: has rollout.engine the policy's weights, and is it as precise?"
+            )
 
     def _learn(self, number: int, lessons: Iterator[Any]) -> Iterator[Update]:
         numbers = count(self._updates + 1)
@@ -226,14 +234,13 @@ class _Course:
     def _sample(self, some: Sequence[Question], number: int, known: Known | None) -> list[Group]:
         """Groups of the questions, in their order; each process writes its share."""
         look = number == LOOK
-        with (
-            parallel.gathered(self._players.actor),
-            bar("samples", len(some), hidden=False) as shown,
-            _explained(number),
-        ):
-            if self._followed != self._updates:
+        if self._followed != self._updates and not self._writer.own:
+            with parallel.gathered(self._players.actor):
                 self._writer.follow()
-                self._followed = self._updates
+            self._followed = self._updates
+        whole = parallel.gathered(self._players.actor) if self._writer.own else nullcontext()
+        explained = _explained("a look" if look else f"round {number}")
+        with whole, explained, bar("samples", len(some), hidden=False) as shown:
             written = sampled(
                 self._writer,
                 parallel.mine(some),
@@ -317,13 +324,13 @@ class _Course:
 
 
 @contextmanager
-def _explained(number: int) -> Generator[None]:
+def _explained(where: str) -> Generator[None]:
     """What can go wrong while sampling, as one line."""
     try:
         yield
     except FloatingPointError as error:
         raise TrainingError(
-            f"round {number}: {error}; the last checkpoint stays: a lower --optim.lr may keep the policy whole"
+            f"{where}: {error}; the last checkpoint stays: a lower --optim.lr may keep the policy whole"
         ) from error
     except RuntimeError as error:
         if exhausted(error):

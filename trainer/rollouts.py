@@ -1,7 +1,7 @@
 """What does the policy write, and how good is it? Prompts become groups of samples with their rewards.
 
-Everything follows from the seed and the round's number, so a round that was cut off is sampled again as it was; the
-rewards that it had are in samples.jsonl and are not asked for again.
+Everything follows from the seed and the round's number, so a round that was cut off is sampled again as it was (by the
+policy itself; vLLM's batches differ); the rewards that it had are in samples.jsonl and are not asked for again.
 """
 
 from __future__ import annotations

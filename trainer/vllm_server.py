@@ -5,6 +5,8 @@ through which it is handed newer weights.
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from trainer.config import TrainingError
 
 WAIT = aiohttp.ClientTimeout(total=1800, sock_connect=30)
 """Seconds for one response, or for loading weights."""
+TRIES = 10
+"""Seconds in which others may finish what they are writing there."""
 AT_ONCE = 512
 """Requests in flight."""
 
@@ -27,17 +31,27 @@ class Server:
         self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._url = url.rstrip("/").removesuffix("/v1")
         (listed,) = asyncio.run(self._answers([("GET", "/v1/models", {})]))
-        self._model = listed["data"][0]["id"]
+        try:
+            self._model = str(listed["data"][0]["id"])
+        except (TypeError, KeyError, IndexError):
+            raise TrainingError(f"rollout.engine {self._url}: lists no model; is it a `vllm serve`?") from None
 
     def write(self, draws: Sequence[Draw]) -> list[Written]:
         answers = asyncio.run(self._answers([("POST", "/v1/completions", self._body(each)) for each in draws]))
-        return [_written(answer["choices"][0], self._url) for answer in answers]
+        return [_written(answer, self._url) for answer in answers]
 
     def follow(self, weights: Path) -> None:
         """Go on with the weights of a folder (safetensors under the names of transformers)."""
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(weights)}}
         asyncio.run(self._answers([("POST", "/collective_rpc", body)]))
-        asyncio.run(self._answers([("POST", "/reset_prefix_cache", {})]))
+        for _ in range(TRIES):  # vLLM keeps its cache while anything is being written
+            (told,) = asyncio.run(self._answers([("POST", "/reset_prefix_cache", {})]))
+            if not isinstance(told, dict) or told.get("success") is not False:
+                return
+            time.sleep(1)
+        raise TrainingError(
+            f"rollout.engine {self._url}: keeps what it computed with older weights: somebody else is using it"
+        )
 
     def close(self) -> None:
         return None
@@ -76,10 +90,12 @@ class Server:
             async with session.request(verb, self._url + path, json=body or None) as answer:
                 text = await answer.text(errors="replace")
                 if answer.status == 200:
-                    return await answer.json() if text else None
+                    return json.loads(text) if text else None
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise TrainingError(f"rollout.engine {self._url}{path}: {error or type(error).__name__}") from None
         why = " ".join(text.split())[:300]
+        if answer.status == 500 and path == "/collective_rpc":
+            why = f"has not taken the weights; does it see {body['kwargs']['weights_path']}? Start it anew ({why})"
         if answer.status == 404 and path == "/collective_rpc":
             why = "takes no weights: start it with VLLM_SERVER_DEV_MODE=1 vllm serve MODEL"
         elif answer.status == 401:
@@ -87,8 +103,13 @@ class Server:
         raise TrainingError(f"rollout.engine {self._url}{path}: {answer.status}: {why}")
 
 
-def _written(choice: Mapping[str, Any], url: str) -> Written:
-    tokens, likelihoods = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-    if not tokens or likelihoods is None or len(tokens) != len(likelihoods):
+def _written(answer: Any, url: str) -> Written:
+    try:
+        choice = answer["choices"][0]
+        tokens, likelihoods = map(int, choice["token_ids"]), map(float, choice["logprobs"]["token_logprobs"])
+        found = Written(str(choice["text"]), tuple(tokens), tuple(likelihoods), choice["finish_reason"] == "stop")
+    except (TypeError, KeyError, IndexError, ValueError):
+        found = None
+    if found is None or not found.drawn or len(found.drawn) != len(found.likelihoods):
         raise TrainingError(f"rollout.engine {url}: an answer without its tokens; is it vLLM 0.32 or newer?")
-    return Written(choice["text"], tuple(tokens), tuple(likelihoods), choice["finish_reason"] == "stop")
+    return found

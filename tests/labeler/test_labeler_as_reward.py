@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -21,7 +23,16 @@ def asked(url: str, cache: Path, closing: ExitStack, price: Price | None, budget
     spending = Spending(Meter(), budget)
     reach = Reach(f"{url}/v1", {"openai": "sk-test"}, price=price, spending=spending)
     name = "openai:gpt-4o"
-    found = rewards(name, task="helpfulness", cache=cache, reach=reach, token=None, patience=5, closing=closing)
+    found = rewards(
+        name,
+        task="helpfulness",
+        cache=cache,
+        reach=reach,
+        token=None,
+        patience=5,
+        journal=cache / "answers",
+        closing=closing,
+    )
     assert found is not None
     return found, spending.meter
 
@@ -35,10 +46,13 @@ def test_a_labeler_rewards_until_its_budget_is_spent(tmp_path):
         once = meter.usage.usd
         assert once is not None
         assert 0 < once < 0.5
+        number = 0
         while meter.usage.usd < 0.5:
-            ask(PROMPTS, RESPONSES)
+            number += 1
+            ask(PROMPTS, [f"{each} {number}" for each in RESPONSES])
         with pytest.raises(BudgetError, match=r"--budget 0\.5: this run has spent"):
-            ask(PROMPTS, RESPONSES)
+            ask(PROMPTS, ["Another.", "And another.", "One more."])
+        assert ask(PROMPTS, RESPONSES) == first, "what is known costs nothing"
         assert 0.5 <= meter.usage.usd <= 0.5 + once
 
 
@@ -49,4 +63,38 @@ def test_a_budget_without_a_price_is_refused(tmp_path):
 
 def test_a_labeler_without_a_question_is_refused(tmp_path):
     with ExitStack() as closing, pytest.raises(RlaifError, match=r"which question is it asked\? Say reward.task"):
-        rewards("fake:noise", task="", cache=tmp_path, reach=Reach(), token=None, patience=1, closing=closing)
+        rewards(
+            "fake:noise",
+            task="",
+            cache=tmp_path,
+            reach=Reach(),
+            token=None,
+            patience=1,
+            journal=tmp_path / "answers",
+            closing=closing,
+        )
+
+
+def test_an_answer_is_paid_for_once_also_after_a_new_start(tmp_path):
+    with provider() as it:
+        spent = []
+        for _ in range(2):
+            with ExitStack() as closing:
+                ask, meter = asked(it.url, tmp_path, closing, Price(100.0, 100.0), None)
+                first = ask(PROMPTS, RESPONSES)
+                spent.append(meter.usage.usd)
+                assert ask(PROMPTS, RESPONSES) == first
+                assert meter.usage.usd == spent[-1]
+    assert spent[0]
+    assert not spent[1]
+
+
+def test_closing_ends_a_question_that_is_under_way(tmp_path):
+    """A run that fails elsewhere, or is stopped, says so and nothing of event loops."""
+    with provider(latency=30) as it, ThreadPoolExecutor() as pool:
+        with ExitStack() as closing:
+            ask, _ = asked(it.url, tmp_path, closing, None, None)
+            question = pool.submit(ask, PROMPTS, RESPONSES)
+            time.sleep(0.3)
+        with pytest.raises(CancelledError):
+            question.result(timeout=5)

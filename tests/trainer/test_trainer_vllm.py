@@ -70,6 +70,8 @@ def served(model: Path) -> Iterator[str]:
                     break
                 except OSError:
                     time.sleep(0.5)
+            else:
+                pytest.fail("vLLM's server was not ready within two minutes")
             yield f"http://127.0.0.1:{port}"
         finally:
             process.terminate()
