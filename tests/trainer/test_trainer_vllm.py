@@ -166,10 +166,3 @@ def run(folder: Path, engine: str, model: Path | str) -> None:
     learned = [line for line in lines(folder / "run") if "loss" in line]
     assert [line["drift"] < 2e-3 for line in learned] == [True, True], learned
     assert len({json.dumps(line["reward"]) for line in learned}) == 2
-
-
-def test_an_engine_that_is_none_is_said():
-    with pytest.raises(TrainingError, match=r"rollout.engine vllm2: expected here, vllm or http://HOST:PORT"):
-        Rollout(engine="vllm2")
-    with pytest.raises(TrainingError, match=r"rollout.engine http://127.0.0.1:9/v1/models: Cannot connect"):
-        Server("http://127.0.0.1:9", None)
