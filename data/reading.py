@@ -129,7 +129,12 @@ def open_responses(source: str, named: str | None = None) -> Reading:
 
 def _open(source: str, shapes: Sequence[Shape], what: str) -> Reading:
     shape, rows = _found(source, shapes, what)
-    return Reading(source, shape, (row for row in rows if not isinstance(row, Prompted)))
+    return Reading(source, shape, (_unanswered(source, row) if isinstance(row, Prompted) else row for row in rows))
+
+
+def _unanswered(source: str, row: Prompted) -> Failure:
+    message = f"{Path(source).name}: {row.id}: a prompt without a response: the last message is not the assistant's"
+    return Failure(id=row.id, stage="read", reason="bad_row", message=message, attempts=1)
 
 
 def _found(

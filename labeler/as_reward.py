@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Thread
+from urllib.parse import urlsplit
 
 from data.errors import RlaifError
 from data.records import Failure, Prompt, Response, Score
@@ -69,7 +71,12 @@ def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[f
 def _served(url: str, token: str | None, patience: float) -> Rewards:
     client = RewardClient(url, token, timeout=min(PATIENCE, max(1.0, patience)))
 
+    place = urlsplit(url)
+
     def found(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
+        # A server that is not there is known at once, so that who waits is told.
+        port = place.port or (443 if place.scheme == "https" else 80)
+        socket.create_connection((place.hostname or "", port), timeout=10).close()
         plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]
         answers = client.ask(items(plain, responses))
         return _reached([each.reward for each in answers], [each.reason for each in answers])

@@ -70,10 +70,13 @@ def load_trainable(name: str, *, cache: Path, device: str, head: Head, dtype: st
         progress.set_verbosity_error()  # a new head is what was asked for
         tokenizer: Any = AutoTokenizer.from_pretrained(place)
         if head == "language":
+            _generates(name, place)
             loaded: Any = AutoModelForCausalLM.from_pretrained(place, **how)
         else:
             loaded = AutoModelForSequenceClassification.from_pretrained(place, num_labels=1, **how)
             loaded[0].config.pad_token_id = _padding(loaded[0], tokenizer)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises many kinds for the same few causes
         raise ModelError(f"{name}: cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     model, found = loaded
@@ -82,6 +85,15 @@ def load_trainable(name: str, *, cache: Path, device: str, head: Head, dtype: st
         what = "no reward model: `rlaif train reward` makes one" if head == "score" else "not of this kind of model"
         raise ModelError(f"{name}: {what}; its files lack {', '.join(missing[:3])}")
     return LanguageModel(model.to(where), tokenizer, _identity(name, place, model, kind), _context(model, tokenizer))
+
+
+def _generates(name: str, place: str | Path) -> None:
+    """Raises ModelError where the files are of a model that scores: transformers would give it a new head."""
+    from transformers import AutoConfig
+
+    made: list[str] = getattr(AutoConfig.from_pretrained(place), "architectures", None) or []
+    if any(each.endswith("SequenceClassification") for each in made):
+        raise ModelError(f"{name}: is a reward model ({made[0]}); what writes begins as a language model")
 
 
 def _padding(model: Any, tokenizer: Any) -> int:

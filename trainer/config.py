@@ -247,6 +247,8 @@ class Rollout:
     def __post_init__(self) -> None:
         if min(self.prompts, self.samples, self.max_tokens) < 1 or self.rows < 0:
             raise TrainingError("rollout.prompts, samples and max_tokens must be at least 1, rows at least 0")
+        if any(not each for each in self.stop):
+            raise TrainingError("rollout.stop: an empty text ends every response at once")
         if self.engine not in {"here", "vllm"} and not self.engine.startswith(("http://", "https://")):
             raise TrainingError(f"rollout.engine {self.engine}: expected here, vllm or http://HOST:PORT")
         if not 0 < self.memory < 1:
@@ -477,3 +479,13 @@ class Config:
     optim: Optim = field(default_factory=Optim)
     rollout: Rollout | None = None
     reward: Judged | None = None
+
+    def __post_init__(self) -> None:
+        if self.rollout is None:
+            return
+        if self.data.labels is not None or self.data.heldout_labels is not None:
+            raise TrainingError("data.labels: prompts alone are read here; labels teach reward, dpo, cpl and sft")
+        if isinstance(self.algorithm, Grpo) and self.rollout.samples < 2:
+            raise TrainingError(
+                f"rollout.samples {self.rollout.samples}: at least 2: a response is compared to its prompt's others"
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ FREE = frozenset({"tokens", "keep", "checkpointing", "rows", "memory", "handed",
 """Settings that change no number: a run may go on with others, say when memory was too small."""
 
 
-def check(folder: Path, config: Config, *, resume: bool) -> None:
+def check(folder: Path, config: Config, tell: Callable[[str], None], *, resume: bool) -> None:
     """See that a folder is free, or the one of this run where it goes on. Raises TrainingError."""
     place = folder / CONFIG
     if not place.is_file():
+        if resume:
+            tell(f"{folder}: holds no run yet: this one begins")
         return
     if not resume:
         raise TrainingError(f"{folder}: holds a run already: go on with it (--resume), or choose another --run.out")

@@ -74,7 +74,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
     assert config.reward is not None
-    folder.check(config.run.out, config, resume=resume)
+    folder.check(config.run.out, config, around.tell, resume=resume)
     found = questions.read(config)  # before a model is loaded for nothing
     stopped = Event()
     # Before a reward model takes the first GPU for each process.
@@ -190,9 +190,13 @@ class _Course:
         groups = self._sample(some, number, known)
         sampling = time.monotonic() - began
         if not any(group.rewarded for group in groups):
-            raise TrainingError(f"round {number}: no response has a reward; the last checkpoint stays")
+            raise TrainingError(
+                f"round {number}: no response has a reward (None, or not a number); the last checkpoint stays"
+            )
         made = self._method.prepare(number, groups)
         self._drifted(number, made.metrics, groups)
+        if made.metrics.get("equal_groups") == 1.0:
+            self._tell(f"round {number}: all responses to a prompt have the same reward: nothing is learned from it")
         sums: list[dict[str, float]] = []
         for update in self._learn(number, made.lessons):
             sums.append(update.metrics)
@@ -202,6 +206,8 @@ class _Course:
         learned = {name: fmean(each[name] for each in sums) for name in sums[0]} if sums else {}
         about = {"updates": len(sums), "lr": self._rate(number), "sampling_seconds": sampling}
         kept = sum(len(group.rewarded) for group in groups) / sum(len(group.samples) for group in groups)
+        if kept < 1:
+            self._tell(f"round {number}: {1 - kept:.0%} of the responses have no reward: left out")
         ended = fmean(float(each.ended) for group in groups for each in group.samples)
         epoch = number * size / len(self._prompts.train)
         line = {"update": number, "epoch": epoch, **made.metrics, "rewarded": kept, "ended": ended, **learned, **about}
@@ -266,7 +272,7 @@ class _Course:
             return
         groups = [each for each in self._sample(self._prompts.heldout, LOOK, None) if each.rewarded]
         if not groups:
-            raise TrainingError("no held-out response has a reward; the last checkpoint stays")
+            raise TrainingError("no held-out response has a reward (None, or not a number); the last checkpoint stays")
         rewards = [fmean(each.reward or 0.0 for each in group.rewarded) for group in groups]
         bounds = dict(self._interval(rewards, [group.question.topic for group in groups]))
         samples = [each for group in groups for each in group.samples]

@@ -6,15 +6,18 @@ A reward that failed is None and its sample is left out: it never counts as 0.
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import Any
 
+from data.errors import RlaifError
 from data.records import Prompt
 from lm.rewards import RewardModel
 from trainer.config import Judged, TrainingError
@@ -40,6 +43,7 @@ class Patience:
 REWARD = "reward:"
 LEAST = 1e-6
 """Probabilities are kept this far from 0 and 1 before their logit is taken."""
+HOUSE = Path(__file__).parent
 AGAIN = 5.0
 """Seconds between two tries while nothing answers."""
 
@@ -139,6 +143,8 @@ def _function(module: str, name: str) -> Rewards | None:
     own = getattr(found, name, None)
     if not callable(own):
         raise TrainingError(f"reward.of {module}:{name}: {module} has no function {name}")
+    if inspect.iscoroutinefunction(own):
+        raise TrainingError(f"reward.of {module}:{name}: is async; expected a function that returns a list of numbers")
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         plain: list[Any] = [each if isinstance(each, str) else [m.model_dump() for m in each] for each in prompts]
@@ -158,7 +164,7 @@ def _asked(
         try:
             found = list(source(prompts, responses))
             break
-        except TrainingError:
+        except RlaifError:
             raise
         except OSError as error:
             if time.monotonic() >= end or patience.stopped.is_set():
@@ -167,14 +173,22 @@ def _asked(
                     " checkpoint stays; --resume goes on"
                 ) from error
             if not told:
-                patience.tell(f"reward.of {name}: no answer; asked again for {patience.seconds:g} s (reward.patience)")
+                patience.tell(
+                    f"reward.of {name}: no answer ({error}); asked again for {patience.seconds:g} s (reward.patience)"
+                )
                 told = True
             patience.stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
-        except Exception as error:
-            raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}{_place(error)}") from error
     if len(found) != len(responses):
         raise TrainingError(f"reward.of {name}: gave {len(found)} rewards for {len(responses)} responses")
     return [_number(name, each) for each in found]
+
+
+def _place(error: BaseException) -> str:
+    """Where somebody's own function failed."""
+    frames = [each for each in traceback.extract_tb(error.__traceback__) if Path(each.filename).parent != HOUSE]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
 
 
 def _number(name: str, value: Any) -> float | None:

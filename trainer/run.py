@@ -102,7 +102,7 @@ class Standing:
 def train(config: Config, around: Around, *, resume: bool) -> Result:
     """Run to the end. Raises TrainingError, ModelError, FileError; the last checkpoint stays whatever happens."""
     started = time.monotonic()
-    folder.check(config.run.out, config, resume=resume)
+    folder.check(config.run.out, config, around.tell, resume=resume)
     learned = read(config)  # before a model is loaded for nothing
     built = build(config, around.cache)
     try:

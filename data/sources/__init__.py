@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data.sources import alpaca, chosen_rejected, completions, native, prompts, response_ab, tldr
+from data.sources import alpaca, chosen_rejected, completions, native, prompts, response_ab, tldr, transcripts
 from data.sources.shape import Shape
 
 COMPARISON_SHAPES: tuple[Shape, ...] = (
@@ -14,6 +14,6 @@ COMPARISON_SHAPES: tuple[Shape, ...] = (
 )
 """A new shape is one new file and one line here."""
 
-RESPONSE_SHAPES: tuple[Shape, ...] = (native.RESPONSES, completions.SHAPE)
+RESPONSE_SHAPES: tuple[Shape, ...] = (native.RESPONSES, completions.SHAPE, transcripts.SHAPE)
 
 PROMPT_SHAPES: tuple[Shape, ...] = (prompts.SHAPE,)

@@ -6,7 +6,7 @@ from data.errors import RowError
 from data.records import Prompted, content_id, make
 from data.sources.shape import Fields, Shape, conversation, own_id, rest
 
-NAMES = ("prompt", "messages", "instruction", "question", "text")
+NAMES = ("prompt", "instruction", "question", "text")
 
 
 def _matches(columns: frozenset[str]) -> bool:
@@ -22,4 +22,4 @@ def _read(fields: Fields) -> Prompted:
     return make(Prompted, {"id": known, "prompt": prompt, "meta": rest(fields, frozenset({name}))})
 
 
-SHAPE = Shape("prompt | messages | instruction | question | text", _matches, _read)
+SHAPE = Shape("prompt | instruction | question | text", _matches, _read)

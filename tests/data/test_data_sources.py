@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data import tables
+from data import reading, tables
 from data.errors import FileError, RlaifError
 from data.reading import comparisons, open_comparisons, open_responses, responses
 from data.records import Failure, Message, Rating, Vote, content_id
@@ -571,3 +571,15 @@ def test_what_json_escapes_is_the_same_text_as_what_it_does_not(lines):
     row = {**NATIVE, "prompt": "ünï »"}
     plain, escaped = comparisons(lines(json.dumps(row, ensure_ascii=False), json.dumps(row, ensure_ascii=True)))
     assert plain == escaped
+
+
+def test_a_conversation_that_ends_with_an_answer_is_a_response_else_a_prompt(tmp_path):
+    told = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    place = tmp_path / "chats.jsonl"
+    place.write_text(json.dumps({"messages": told}) + "\n" + json.dumps({"id": "open", "messages": told[:2]}) + "\n")
+    answered, unanswered = reading.open_responses(str(place)).rows
+    assert answered.response == "a"
+    assert [turn.content for turn in answered.prompt] == ["s", "q"]
+    assert unanswered.reason == "bad_row"
+    assert "a prompt without a response" in unanswered.message
+    assert [turn.content for each in reading.prompts(str(place)) for turn in each.prompt] == ["s", "q"]
