@@ -116,7 +116,7 @@ def grpo(job: dict[str, Any], output: str, clock: Clock) -> None:
             return [job["prompts"][int(each)] for each in prompts], None, {}
 
     config = GRPOConfig(
-        per_device_train_batch_size=len(job["prompts"]) * job["samples"],
+        per_device_train_batch_size=len(job["prompts"]),  # with all rows at once 24 GB are not enough
         num_generations=job["samples"],
         max_completion_length=job["tokens"],
         generation_kwargs={"min_new_tokens": job["tokens"]},
@@ -126,7 +126,7 @@ def grpo(job: dict[str, Any], output: str, clock: Clock) -> None:
         temperature=1.0,
         loss_type="grpo",
         model_init_kwargs={"dtype": "float32"},
-        **common(job, output),
+        **{**common(job, output), "gradient_accumulation_steps": job["samples"]},
     )
     rows = Dataset.from_list([{"prompt": str(at)} for at in range(len(job["prompts"]))])
     trainer = Tokenised(
