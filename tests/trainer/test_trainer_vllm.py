@@ -31,6 +31,7 @@ from trainer.vllm_server import Server
 from trainer.writers import opened
 
 TEMPERATURE = 0.8
+KEY = "a key"
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,7 @@ def served(model: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     words = ["--model", str(model), "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
     words += ["--max-model-len", "1024", "--dtype", "float32", "--logprobs-mode", "processed_logprobs"]
-    words += ["--api-key", "a key"]
+    words += ["--api-key", KEY]
     with subprocess.Popen(
         [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words],
         stdout=subprocess.DEVNULL,
@@ -113,7 +114,7 @@ def agree(config: Config, folder: Path, cache: Path) -> None:
         for n, text in enumerate(prompts)
         for at in range(3)
     ]
-    with closing(opened(built, config, cache, "a key")) as writer:
+    with closing(opened(built, config, cache, KEY)) as writer:
         writer.follow()
         before = writer.write(draws)
         moved(built)
@@ -138,18 +139,16 @@ def test_vllm_beside_writes_as_the_newest_policy(tmp_path, cache):
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed here: make test-vllm")
     agree(configured("vllm", tmp_path, "smollm2"), tmp_path, cache)
-    run(tmp_path, "vllm", "smollm2")
 
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_vllm_serve_writes_as_the_newest_policy(tmp_path, cache, untied, monkeypatch):
+def test_vllm_serve_writes_as_the_newest_policy(tmp_path, cache, untied):
     if find_spec("vllm") is None:
         pytest.skip("vllm is not installed here: make test-vllm")
     with served(untied) as url:
         with pytest.raises(TrainingError, match="wants a key: set VLLM_API_KEY"):
             Server(url, None)
-        monkeypatch.setenv("VLLM_API_KEY", "a key")  # for the whole run
         agree(configured(url, tmp_path, untied), tmp_path, cache)
         run(tmp_path, url, untied)
 
@@ -161,7 +160,7 @@ def run(folder: Path, engine: str, model: Path | str) -> None:
     words += ["--json", "--optim.steps", 2, "--optim.batch", 4, "--optim.lr", 1e-4, "--rollout.prompts", 4]
     words += ["--rollout.samples", 2, "--rollout.max-tokens", 8, "--reward.of", "tests.trainer.taste:vowels"]
     words += ["--rollout.engine", engine]
-    done = ended(forked(words, folder), folder)
+    done = ended(forked(words, folder, VLLM_API_KEY=KEY), folder, seconds=300)
     assert done.status == 0, done.err
     learned = [line for line in lines(folder / "run") if "loss" in line]
     assert [line["drift"] < 2e-3 for line in learned] == [True, True], learned
