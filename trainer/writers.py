@@ -128,6 +128,8 @@ def opened(built: Built, config: Config, cache: Path, key: str | None) -> Writer
     assert rollout is not None
     if rollout.engine == "here":
         return Here(bare(model), built.loaded.tokenizer, built.passes.precision, rollout.rows)
+    if rollout.engine == "vllm" and parallel.world() > 1:
+        raise TrainingError("rollout.engine vllm: one process has it to itself; several share a `vllm serve`")
     engine: Engine = (
         vllm.start(
             config.model.name,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from data.errors import RowError
-from data.records import Response, content_id, make
-from data.sources.shape import Fields, Shape, conversation, own_id, rest, text
+from data.records import Response
+from data.sources.shape import Fields, Shape, conversation, single, text
 
 PROMPTS = ("prompt", "instruction", "question")
 REPLIES = ("completion", "output", "generation", "answer")
@@ -20,16 +20,7 @@ def _read(fields: Fields) -> Response:
     if asked is None or replied is None:
         raise RowError(f"expected a prompt ({', '.join(PROMPTS)}) and a reply ({', '.join(REPLIES)})")
     prompt, reply = conversation(fields[asked]), text(fields[replied], replied)
-    return make(
-        Response,
-        {
-            "id": own_id(fields) or content_id(prompt, [reply]),
-            "prompt": prompt,
-            "response": reply,
-            "model": fields.get("model"),
-            "meta": rest(fields, frozenset({asked, replied, "model"})),
-        },
-    )
+    return single(fields, prompt=prompt, response=reply, used=frozenset({asked, replied}))
 
 
 SHAPE = Shape("prompt | instruction | question, completion | output | generation | answer", _matches, _read)

@@ -55,6 +55,20 @@ def pair(
     )
 
 
+def single(fields: Fields, *, prompt: str | list[Any], response: str, used: frozenset[str]) -> Response:
+    """A response with who wrote it, where columns that the shape does not know are kept in `meta`."""
+    return make(
+        Response,
+        {
+            "id": own_id(fields) or content_id(prompt, [response]),
+            "prompt": prompt,
+            "response": response,
+            "model": fields.get("model"),
+            "meta": rest(fields, used | {"model"}),
+        },
+    )
+
+
 def own_id(fields: Fields) -> str | None:
     value = fields.get("id")
     if value is None or value == "":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from data.records import Prompted, Response, content_id, make
-from data.sources.shape import Fields, Shape, conversation, has, own_id, rest, text
+from data.sources.shape import Fields, Shape, conversation, has, own_id, rest, single, text
 
 USED = frozenset({"messages", "model"})
 
@@ -18,17 +18,7 @@ def _read(fields: Fields) -> Response | Prompted:
     if role != "assistant" or len(turns) == 1:  # a conversation that waits for its answer
         known = own_id(fields) or content_id(turns, [])
         return make(Prompted, {"id": known, "prompt": turns, "meta": rest(fields, USED)})
-    prompt, answer = list(turns[:-1]), text(last, "messages")
-    return make(
-        Response,
-        {
-            "id": own_id(fields) or content_id(prompt, [answer]),
-            "prompt": prompt,
-            "response": answer,
-            "model": fields.get("model"),
-            "meta": rest(fields, USED),
-        },
-    )
+    return single(fields, prompt=list(turns[:-1]), response=text(last, "messages"), used=USED)
 
 
 SHAPE = Shape("messages (the last one is the assistant's)", has("messages"), _read)
