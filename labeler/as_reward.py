@@ -79,6 +79,8 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
         socket.create_connection((place.hostname or "", port), timeout=10).close()
         plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]
         answers = client.ask(items(plain, responses))
+        if answers and all(each.reason == "refused" for each in answers):
+            raise RlaifError(f"reward.of {url}: {answers[0].message}")
         return _reached([each.reward for each in answers], [each.reason for each in answers])
 
     return found

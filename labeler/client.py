@@ -9,11 +9,14 @@ Annotations are no strings here: verl executes the file without making it a modu
 import asyncio
 import http.client
 import json
+import logging
+import os
 import random
 import threading
 import time
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -30,8 +33,10 @@ AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
 
 LONGEST_PAUSE = 10.0
-MOST = 512
-"""Items in one request; larger batches go as several, at the same time."""
+MOST, LARGEST, AT_ONCE = 512, 1_000_000, 8
+"""Items and bytes in one request; larger batches go as several, so many at the same time."""
+
+LOG = logging.getLogger("rlaif.client")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,18 @@ class RewardClient:
 
     def ask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         """Items as `/v1/rewards` takes them; one answer for each, in order."""
-        end = time.monotonic() + self.timeout
-        return [answer for piece in _pieces(asked) for answer in self._piece(piece, end)]
+        pieces, end = _pieces(asked), time.monotonic() + self.timeout
+        if len(pieces) < 2:
+            return [answer for piece in pieces for answer in self._piece(piece, end)]
+
+        def one(piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
+            try:
+                return self._piece(piece, end)
+            finally:
+                self.close()  # its thread ends with this call
+
+        with ThreadPoolExecutor(min(len(pieces), AT_ONCE)) as threads:
+            return [answer for found in threads.map(one, pieces) for answer in found]
 
     async def aask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
         found = await asyncio.gather(*(self._apiece(piece) for piece in _pieces(asked)))
@@ -83,9 +98,15 @@ class RewardClient:
 
     def close(self) -> None:
         """Close the connection of this thread."""
-        connection = cast("http.client.HTTPConnection | None", getattr(self._local, "connection", None))
+        connection = self._connection()
         if connection is not None:
             connection.close()
+
+    def _connection(self) -> http.client.HTTPConnection | None:
+        """This thread's, if it was opened by this process: after a fork, parent and child would read each other's
+        answers."""
+        known = cast("tuple[int, http.client.HTTPConnection] | None", getattr(self._local, "known", None))
+        return known[1] if known is not None and known[0] == os.getpid() else None
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
@@ -119,9 +140,10 @@ class RewardClient:
         """Status and body; 0 and the reason where there was no answer."""
         place = urlsplit(self.url)
         kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
-        connection = cast("http.client.HTTPConnection | None", getattr(self._local, "connection", None))
+        connection = self._connection()
         if connection is None:
-            connection = self._local.connection = kind(place.hostname or "", place.port)
+            connection = kind(place.hostname or "", place.port)
+            self._local.known = os.getpid(), connection
         connection.timeout = seconds
         if connection.sock is not None:
             connection.sock.settimeout(seconds)
@@ -223,8 +245,17 @@ def _text(completion: Prompt) -> str:
     return "".join(str(message.get("content") or "") for message in completion)
 
 
-def _pieces(asked: Sequence[Mapping[str, Any]]) -> list[Sequence[Mapping[str, Any]]]:
-    return [asked[at : at + MOST] for at in range(0, len(asked), MOST)]
+def _pieces(asked: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    pieces: list[list[Mapping[str, Any]]] = []
+    size = 0
+    for each in asked:
+        more = len(json.dumps(each))
+        if not pieces or len(pieces[-1]) == MOST or size + more > LARGEST:
+            pieces.append([])
+            size = 0
+        pieces[-1].append(each)
+        size += more
+    return pieces
 
 
 def _pauses() -> Any:
@@ -233,6 +264,10 @@ def _pauses() -> Any:
     while True:
         yield pause * (0.5 + random.random())  # noqa: S311
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+_told: set[str] = set()
+"""What the log has been told: once is enough for a wrong token, however many batches meet it."""
 
 
 class _Asked:
@@ -251,9 +286,13 @@ class _Asked:
         """Whether nothing is to be asked again."""
         found = _read(status, body, len(self._open))
         if isinstance(found, str):
+            lasting = bool(status) and status not in AGAIN
+            if lasting and found not in _told:
+                _told.add(found)
+                LOG.warning("no rewards: %s", found)
             for at in self._open:
-                self.answers[at] = Answer(None, None, "server", found)
-            return bool(status) and status not in AGAIN
+                self.answers[at] = Answer(None, None, "refused" if lasting else "server", found)
+            return lasting
         for at, answer in zip(self._open, found, strict=True):
             self.answers[at] = answer
         self._open = [at for at in self._open if self.answers[at].reason in PASSING]

@@ -59,9 +59,13 @@ class InProcess:
 
     def overflow(self, request: Choose | Write) -> int:
         room = self._context - (request.max_tokens if isinstance(request, Write) else ROOM)
-        # A token is at least one byte, so most prompts need not be encoded to know that they fit.
-        if len(request.prompt.plain().encode("utf-8", "replace")) + CHAT <= room:
+        text = request.prompt.plain()
+        # A token is at least one byte, so most prompts need not be encoded to know that they fit; megabytes that
+        # cannot fit are not encoded either, since a server's event loop waits meanwhile.
+        if len(text.encode("utf-8", "replace")) + CHAT <= room:
             return 0
+        if (least := len(text) // self._encoder.longest) > room:
+            return least - room
         return max(0, len(self._encode(request.prompt)) - room)
 
     async def count(self, request: Choose | Write) -> int | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +44,11 @@ class Encoder:
         self._start: Tokens = () if self._pieces else tuple(tokenizer("").input_ids[:1])
         if self._start and self._start[0] != tokenizer.bos_token_id:
             self._start = ()
+
+    @cached_property
+    def longest(self) -> int:
+        """Characters that one token can stand for, at most: a text has at least its length / this tokens."""
+        return max(map(len, self._tokenizer.get_vocab()))
 
     @property
     def templated(self) -> bool:

@@ -42,7 +42,8 @@ def _from_file(app: App, _commands: Sequence[str], arguments: ArgumentCollection
     if given is None:
         return
     if not Path(given).is_file():
-        raise TrainingError(f"--config {given}: no such file")
+        what = "is a folder; expected a TOML file" if Path(given).is_dir() else "no such file"
+        raise TrainingError(f"--config {given}: {what}")
     try:
         found: dict[str, Any] = tomllib.loads(Path(given).read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -55,6 +56,7 @@ app = App(
     help="Train a model: on labels (sft, reward, dpo, cpl), or on its own samples and their rewards (ppo, reinforce, "
     "grpo, rejection, rest, hir).\n\nA run is a TOML file of [model] [data] [optim] [algorithm] [run], and for the "
     "latter [rollout] [reward]; each field is an option too, --section.field VALUE, which wins.\n\n"
+    "For example: rlaif train dpo --data.train comparisons.jsonl --data.labels labels.parquet --run.out runs/dpo\n\n"
     "Several processes: torchrun --nproc-per-node N -m rlaif train ...",
     config=[_from_file],
     default_parameter=Parameter(consume_multiple=True),  # --model.lora-targets q_proj v_proj

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic_core import to_json
 
+from data.errors import RlaifError
 from labeler.server.dialects import DIALECTS
 from labeler.server.gate import Gate
 from labeler.server.wire import JSON, Endpoint, Serving
@@ -47,10 +48,16 @@ def app(
     state = State()
 
     async def warming() -> None:
-        while (why := await warm()) is not None:
+        while (why := await tried()) is not None:
             state.why = why
             await asyncio.sleep(AGAIN)
         state.ready = True
+
+    async def tried() -> str | None:
+        try:
+            return await warm()
+        except Exception as error:  # a refused key, a missing model: who looks at /ready is told
+            return str(error) if isinstance(error, RlaifError) else type(error).__name__
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
@@ -65,16 +72,19 @@ def app(
     made = FastAPI(title="rlaif reward server", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     made.include_router(_probes(serving, state))
     endpoints = [each for dialect in DIALECTS for each in dialect(serving)]
-    made.openapi = lambda: _document(made, endpoints)
+    made.openapi = lambda: _document(made, endpoints, guarded=token is not None)
     answers = {(each.method, each.path): each.__call__ for each in endpoints}
     return Gate(answers, made, token, largest, patience, serving.core.metrics)
 
 
-def _document(made: FastAPI, endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+def _document(made: FastAPI, endpoints: Sequence[Endpoint], *, guarded: bool) -> dict[str, Any]:
     """FastAPI's document of the pages, with what the dialects say of themselves."""
     found = get_openapi(title=made.title, version=made.version, description=made.description, routes=made.routes)
     for each in endpoints:
         found["paths"].setdefault(each.path, {})[each.method.lower()] = each.described()
+    if guarded:
+        found.setdefault("components", {})["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        found["security"] = [{"token": []}]
     return found
 
 
@@ -89,7 +99,7 @@ def _probes(serving: Serving, state: State) -> APIRouter:
         return Response(to_json(told), 200 if state.ready else 503, media_type=JSON)
 
     async def models() -> Response:
-        about = {"id": serving.model, "object": "model", "owned_by": "rlaif", "task": serving.task}
+        about = {"id": serving.model, "object": "model", "owned_by": "rlaif", "task": serving.rewards.task}
         return Response(to_json({"object": "list", "data": [about]}), media_type=JSON)
 
     async def metrics() -> Response:
@@ -130,5 +140,5 @@ def _page(serving: Serving, state: State) -> str:
 body{{font:1rem/1.5 system-ui,sans-serif;max-width:44rem;margin:2rem auto;padding:0 1rem}}
 table{{width:100%;border-collapse:collapse}}th{{text-align:right;font-weight:normal;width:4rem}}td{{padding:1px .5rem}}
 td:nth-child(2){{width:100%}}td:last-child{{text-align:right}}i{{display:block;height:.9rem;background:#1f5f8b}}
-</style><h1>{escape(serving.task)}</h1><p>{escape(serving.model)}, {status}</p>
+</style><h1>{escape(serving.rewards.task)}</h1><p>{escape(serving.model)}, {status}</p>
 <p>Items so far: {outcomes or "none"}</p><h2>Rewards</h2><table>{bars}</table></html>"""

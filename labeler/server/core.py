@@ -37,17 +37,19 @@ class Item:
 
 @dataclass(frozen=True)
 class Reward:
-    """`reward` in [-1, 1], shaped and mixed; `scores` of each task. `source` says where it comes from."""
+    """`reward` in [-1, 1] (a reward model's is not `bounded`), shaped and mixed; `scores` of each task. `source` says
+    where it comes from."""
 
     reward: float
     scores: Mapping[str, Score | ModelReward]
     cached: bool = False
     source: Literal["model", "fallback", "group-mean"] = "model"
+    bounded: bool = True
 
     @property
     def unit(self) -> float:
         """In [0, 1], for those who filter by it. A reward model's is its chance against a response of reward 0."""
-        if any(isinstance(each, ModelReward) for each in self.scores.values()):
+        if not self.bounded:
             return 0.5 * (1 + math.tanh(self.reward / 2))
         return min(max((self.reward + 1) / 2, 0.0), 1.0)
 
@@ -58,11 +60,12 @@ class _Memory:
 
     rewards: dict[str, float] = field(default_factory=dict[str, float])
     at: float = 0.0
+    bounded: bool = True
 
-    def add(self, content: str, value: float, now: float) -> None:
+    def add(self, content: str, found: Reward, now: float) -> None:
         self.rewards.pop(content, None)
-        self.rewards[content] = value
-        self.at = now
+        self.rewards[content] = found.reward
+        self.at, self.bounded = now, found.bounded
         if len(self.rewards) > GROUP:
             del self.rewards[next(iter(self.rewards))]
 
@@ -111,12 +114,14 @@ class Core:
             self.metrics.rewarded(each.reward if isinstance(each, Reward) else None, _reason(each))
         return found
 
-    async def preference(self, row: Comparison, client: str, patience: float) -> Ranking | Failure:
+    async def preference(self, row: Comparison, client: str, patience: float) -> tuple[Ranking | Failure, bool]:
+        """The order of the responses, and whether it was known already."""
         if self.ranker is None:
             message = "this task has no question about two responses"
-            return Failure(id=row.id, stage="serve", reason="no_preferences", message=message)
-        found, _ = await self.ranker.grade(row, client, patience)
-        return found
+            return Failure(id=row.id, stage="serve", reason="no_preferences", message=message), False
+        found, known = await self.ranker.grade(row, client, patience)
+        self.metrics.rewarded(None, found.reason if isinstance(found, Failure) else "model")
+        return found, known
 
     async def _one(self, item: Item, client: str, patience: float) -> Reward | Failure:
         end = time.monotonic() + patience
@@ -148,7 +153,7 @@ class Core:
         value = reward(scores, self.shaping)
         if not math.isfinite(value):
             return Failure(id=row.id, stage="serve", reason="nan", message="the reward is not a number")
-        return Reward(value, scores, cached)
+        return Reward(value, scores, cached, bounded=all(isinstance(each, Score) for each in scores.values()))
 
     def _with_means(self, items: Sequence[Item], found: Sequence[Reward | Failure]) -> list[Reward | Failure]:
         """The mean of what the same prompt's other responses got, in this request or shortly before it."""
@@ -157,12 +162,12 @@ class Core:
         for group, item, each in zip(groups, items, found, strict=True):
             if isinstance(each, Reward):
                 memory = self._means.pop(group, None) or _Memory()
-                memory.add(item.row.content, each.reward, now)
+                memory.add(item.row.content, each, now)
                 self._means[group] = memory
         while len(self._means) > GROUPS:
             del self._means[next(iter(self._means))]
         return [
-            Reward(memory.mean, {}, source="group-mean")
+            Reward(memory.mean, {}, source="group-mean", bounded=memory.bounded)
             if isinstance(each, Failure) and (memory := self._means.get(group)) and now - memory.at <= FRESH
             else each
             for group, each in zip(groups, found, strict=True)

@@ -14,10 +14,12 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
 
-from labeler.server.metrics import Metrics
+from labeler.server.metrics import Metrics, defect
+from labeler.server.wire import problem
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -27,6 +29,9 @@ Answering = Callable[[bytes, str], Coroutine[Any, Any, tuple[int, bytes]]]
 
 OPEN = frozenset({"/health", "/ready"})
 """Probes of orchestrators: they carry no token, and nothing is told there."""
+
+UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
+"""Answers to a body that was not read to its end: what comes after it on the connection cannot be told apart."""
 
 LOG = logging.getLogger("rlaif.server")
 
@@ -65,17 +70,17 @@ class Gate:
         answering = self.answers.get((scope["method"], path))
         try:
             if refused is not None:
-                await _answer(sending, *_refused(*refused))
+                await _answer(sending, refused[0], problem(*refused))
             elif answering is None:
                 await self.pages(scope, receive, sending)
             elif isinstance(body := await self._body(scope, receive), bytes):
                 if (found := await _attended(answering(body, client(scope)), receive)) is not None:
                     await _answer(sending, *found)
             else:
-                await _answer(sending, *_refused(*body))
+                await _answer(sending, body[0], problem(*body))
         except Exception as error:  # a defect of ours: the caller hears of it, and the server goes on
-            LOG.exception("request %s", asked)
-            await _answer(sending, *_refused(500, f"{type(error).__name__}; request {asked}"))
+            LOG.error("request %s: %s", asked, defect(error))  # noqa: TRY400  its message may quote the body
+            await _answer(sending, 500, problem(500, f"{type(error).__name__}; request {asked}"))
         finally:
             self.metrics.left()
             seconds = time.perf_counter() - started
@@ -143,17 +148,15 @@ async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Recei
 
 
 def client(scope: Scope) -> str:
-    """Who asks, for taking turns."""
-    return (scope.get("client") or ("?",))[0]
-
-
-def _refused(status: int, message: str) -> tuple[int, bytes]:
-    return status, json.dumps({"error": {"type": "refused", "message": message}}).encode()
+    """Who asks, for taking turns: a connection. Trainers on one machine, or behind one proxy, share an address."""
+    return ":".join(map(str, scope.get("client") or ("?",)))
 
 
 async def _answer(send: Send, status: int, body: bytes) -> None:
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 503:
+    if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", b"1"))
+    if status in UNREAD:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from data.errors import RlaifError
 from data.records import Comparison, Failure, ModelReward, Ranking, Response, Score
+from labeler.server.metrics import defect
 from labeler.server.queueing import FairQueue
 
 Row = TypeVar("Row", Response, Comparison)
@@ -21,6 +22,9 @@ LOG = logging.getLogger("rlaif.server")
 
 LINGER = 0.002
 """Seconds that a batch waits for company, when the model has nothing else to do."""
+
+SHARED = frozenset({"internal", "out_of_memory", "nan"})
+"""Failures of a whole batch that one of its rows may have brought: the others are asked without it."""
 
 REMEMBERED = 20_000
 """Answers kept in memory; the store behind the model has all of them."""
@@ -113,7 +117,10 @@ class Grader(Generic[Row, Good]):
             for flight in taken:
                 flight.begun = True
             self.watch.batch(len(taken))
-            for flight, answer in zip(taken, await self._answers([each.row for each in taken]), strict=True):
+            answers = await self._answers([each.row for each in taken])
+            if len(taken) > 1 and all(isinstance(each, Failure) and each.reason in SHARED for each in answers):
+                answers = [(await self._answers([each.row]))[0] for each in taken]
+            for flight, answer in zip(taken, answers, strict=True):
                 self._settle(flight, answer)
 
     async def _answers(self, rows: Sequence[Row]) -> Sequence[Good | Failure]:
@@ -128,8 +135,8 @@ class Grader(Generic[Row, Good]):
         except RlaifError as error:
             return [_failure(row, "stopped", str(error)) for row in rows]
         except Exception as error:  # a defect of ours or of an engine: these rows fail, the server goes on
-            LOG.exception("a call to the model failed")
-            return [_failure(row, "internal", f"{type(error).__name__}: {error}") for row in rows]
+            LOG.error("a call to the model failed: %s", defect(error))  # noqa: TRY400  its message may quote a text
+            return [_failure(row, "internal", f"{type(error).__name__}; the server's log tells where") for row in rows]
 
     def _checked(self, row: Row, answer: Good | Failure) -> Good | Failure:
         if isinstance(answer, Failure):

@@ -1,7 +1,8 @@
-"""What the server has done, for Prometheus. Numbers only: no text of a request is ever in them."""
+"""What the server has done, for Prometheus and for the log: no text of a request is ever in it."""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -9,6 +10,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 REWARDS = tuple(each / 10 for each in range(-10, 11))
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def defect(error: BaseException) -> str:
+    """An error for the log: its kind and its place, without its message, which may quote what somebody sent."""
+    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}"
 
 
 class Metrics:

@@ -10,11 +10,12 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """First in, first out for each client; among clients, one item each in turn. Holds at most `bound` items."""
+    """First in, first out for each client; among clients, one item each in turn. Holds at most `bound` items, no two
+    of a client equal."""
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
-        self._lines: OrderedDict[str, deque[T]] = OrderedDict()
+        self._lines: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
         self._size = 0
         self._takers: deque[asyncio.Future[None]] = deque()
 
@@ -25,7 +26,7 @@ class FairQueue(Generic[T]):
         """Whether there was room."""
         if self._size >= self.bound:
             return False
-        self._lines.setdefault(client, deque()).append(item)
+        self._lines.setdefault(client, OrderedDict())[item] = None
         self._size += 1
         self._wake()
         return True
@@ -34,7 +35,7 @@ class FairQueue(Generic[T]):
         """Nobody waits for it any more: its place is another's."""
         line = self._lines.get(client)
         if line is not None and item in line:
-            line.remove(item)
+            del line[item]
             self._size -= 1
             if not line:
                 del self._lines[client]
@@ -58,7 +59,7 @@ class FairQueue(Generic[T]):
 
     def _next(self) -> T:
         client, line = self._lines.popitem(last=False)
-        item = line.popleft()
+        item, _ = line.popitem(last=False)
         if line:
             self._lines[client] = line
         self._size -= 1

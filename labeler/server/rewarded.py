@@ -11,8 +11,8 @@ from labeler.server.gate import Gate
 from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
 from labeler.server.options import Listening, Rewarding
-from labeler.server.serving import BODY, WARM, Model
-from labeler.server.wire import Serving
+from labeler.server.serving import BODY, WARM, Model, digest_of
+from labeler.server.wire import Named, Serving
 
 
 def build(model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
@@ -26,7 +26,9 @@ def build(model: Model, listening: Listening, rewarding: Rewarding, token: str |
     core = Core({"reward": single}, several, {}, rewarding.on_failure, rewarding.shaping, metrics)
     metrics.queued(lambda: sum(len(grader.queue) for grader in core.every))
     within, most = listening.answer_within, listening.most_items
-    serving = Serving(core, rewarder.name, "reward", rewarder.digest, within, most, temperature=1.0)
+    rewards = Named("reward", digest_of([rewarder.digest], rewarding.shaping))
+    preferences = Named("reward", rewarder.digest)
+    serving = Serving(core, rewarder.name, rewards, preferences, within, most, temperature=1.0)
 
     async def warm() -> str | None:
         (found,) = await rewarder([WARM])

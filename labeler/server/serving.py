@@ -8,7 +8,7 @@ import logging
 import socket
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,9 +28,9 @@ from labeler.server.core import Core
 from labeler.server.gate import LOG, Gate
 from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
-from labeler.server.options import Listening, Rewarding
+from labeler.server.options import Listening, Rewarding, Shaping
 from labeler.server.spread import Spread
-from labeler.server.wire import Serving
+from labeler.server.wire import Named, Serving
 from labeler.wrappers import Cached, Checked, Metered
 from prompts.task import Task, load
 
@@ -60,15 +60,8 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C. Raises RlaifError where it cannot begin."""
     _check(listening, token)
-    _check_tasks(model, rewarding)
     with _socket(listening.host, listening.port) as taken:
-        if is_reward_model(model.name):
-            need("train", "torch transformers", "reward models")
-            from labeler.server import rewarded
-
-            web = rewarded.build(model, listening, rewarding, token)
-        else:
-            web = build(opened(model, listening.answer_within), model, listening, rewarding, token)
+        web = application(model, listening, rewarding, token)
         host, port = listening.host, taken.getsockname()[1]
         shown = f"[{host}]" if ":" in host else host
         what = ", ".join(model.tasks) or "rewards"
@@ -88,9 +81,22 @@ def serve(
         uvicorn.Server(settings).run(sockets=[taken])
 
 
+def application(model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
+    """The server as an ASGI application, for any host of such: the model is open, nobody listens. Raises RlaifError."""
+    _check_tasks(model, rewarding)
+    if is_reward_model(model.name):
+        need("train", "torch transformers", "reward models")
+        from labeler.server import rewarded
+
+        return rewarded.build(model, listening, rewarding, token)
+    return build(opened(model, listening.answer_within), model, listening, rewarding, token)
+
+
 def opened(model: Model, patience: float) -> Backend:
-    """The model, or one that stands for all its servers. A request is given up when its caller is."""
+    """The model, or one that stands for all its servers. No request is tried again when its caller has given up."""
     limits = replace(model.reach.limits, patience=min(model.reach.limits.patience, patience))
+    if model.also:  # one that says nothing must leave time to ask another
+        limits = replace(limits, attempts=1, timeout=min(limits.timeout, patience / 2))
 
     def on(url: str | None) -> Backend:
         reach = replace(model.reach, base_url=url, limits=limits)
@@ -113,20 +119,19 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
     options = Options(needs=rewarding.needs, votes=rewarding.votes)
     asked = climb(stacked, options.needs, options.votes)
     graders = {task.name: _grader(task, asked, options, listening, rewarding, metrics) for task in tasks}
-    ranker = None
+    ranker, preferences = None, Named(tasks[0].name, "")
     if tasks[0].pairwise is not None:
         ranking = Ranker(tasks[0], asked, options)
+        preferences = replace(preferences, digest=ranking.digest)
         ranker = Grader(ranking, asked.rows, asked.calls, listening.waiting, metrics, rewarding.least_mass)
     second = _fallback(model, tasks, options, listening, rewarding, metrics)
     others: Mapping[str, Grader[Response, Score]] = second[1] if second else {}
     core = Core(graders, ranker, others, rewarding.on_failure, rewarding.shaping, metrics)
     metrics.queued(lambda: sum(len(grader.queue) for grader in core.every))
     digests = [Scorer(task, asked, options).digest for task in tasks]
-    digest = digests[0] if len(digests) == 1 else fingerprint(digests)
-    name = " + ".join(task.name for task in tasks)
-    serving = Serving(
-        core, model.name, name, digest, listening.answer_within, listening.most_items, rewarding.sharpness
-    )
+    rewards = Named(" + ".join(task.name for task in tasks), digest_of(digests, rewarding.shaping))
+    within, most = listening.answer_within, listening.most_items
+    serving = Serving(core, model.name, rewards, preferences, within, most, rewarding.sharpness)
 
     unkept = climb(metered, options.needs, options.votes)
 
@@ -147,6 +152,11 @@ def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewar
                 journal.close()
 
     return app(serving, token=token, largest=listening.largest_body << 20, patience=BODY, warm=warm, close=close)
+
+
+def digest_of(parts: Sequence[str], shaping: Shaping) -> str:
+    """The one part's own, where a reward is what it says; else of all that makes the reward."""
+    return parts[0] if len(parts) == 1 and shaping == Shaping() else fingerprint([*parts, asdict(shaping)])
 
 
 @dataclass
@@ -226,6 +236,12 @@ def _check(listening: Listening, token: str | None) -> None:
 
 def _check_tasks(model: Model, rewarding: Rewarding) -> None:
     if is_reward_model(model.name):
+        plain = Rewarding(on_failure=rewarding.on_failure, fallback=rewarding.fallback, clip=rewarding.clip)
+        if model.tasks or model.also or replace(rewarding, kept="auto") != plain:
+            raise RlaifError(
+                f"--model {model.name}: a reward model gives its own number: of --task, --also and what rewards are"
+                " made of it takes --clip and --on-failure alone"
+            )
         return
     count = len(model.tasks)
     if not count:

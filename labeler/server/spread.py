@@ -8,17 +8,20 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from labeler.backend import Backend, Choose, Failed, Likelihoods, Text, Write
+from labeler.backend import Backend, BackendError, Choose, Failed, Likelihoods, Text, Write
 from labeler.wrappers import Around
 
 A = TypeVar("A", Likelihoods, Text)
 Q = TypeVar("Q", Choose, Write)
 
-SICK = frozenset({"connection", "timeout", "overloaded", "server_error", "rate_limit", "stopped"})
+SICK = frozenset({"connection", "timeout", "overloaded", "server_error", "rate_limit", "refused"})
 """Reasons that are the server's and not the question's: another server may answer."""
 
 FIRST_REST, LONGEST_REST = 1.0, 60.0
 """Seconds that a server rests after a failure; doubled each time it fails again."""
+
+TRIES, PAUSE = 8, 2.0
+"""How often a question is asked, and the most seconds that it waits where all servers rest."""
 
 
 @dataclass
@@ -43,7 +46,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Spread(Around):
-    """All serve the same model: what one says, any could have said. `inner` is the first of them."""
+    """All serve the same model: what one says, any could have said. `inner` is the first of them.
+
+    A question is tried again here and not by the backends: theirs would be with the server that just failed.
+    """
 
     others: Sequence[Backend] = ()
     servers: list[Server] = field(default_factory=list[Server])
@@ -67,21 +73,26 @@ class Spread(Around):
     async def _spread(
         self, requests: Sequence[Q], verb: Callable[[Backend], Callable[[Sequence[Q]], Awaitable[list[A | Failed]]]]
     ) -> list[A | Failed]:
-        tried: list[Server] = []
-        while True:
-            server = min((each for each in self.servers if each not in tried), key=_order)
-            tried.append(server)
+        answers: dict[int, A | Failed] = {}
+        left = list(range(len(requests)))
+        for _ in range(TRIES):
+            server = min(self.servers, key=_order)
+            if answers and (rest := server.back - time.monotonic()) > 0:
+                await asyncio.sleep(min(rest, PAUSE))
             server.waiting += 1
             try:
-                found = await verb(server.backend)(requests)
+                found = await verb(server.backend)([requests[at] for at in left])
+            except BackendError as error:  # its key, its model or its path is wrong: another's may be right
+                found = [Failed("refused", str(error)) for _ in left]
             finally:
                 server.waiting -= 1
-            if not any(isinstance(each, Failed) and each.reason in SICK for each in found):
+            answers.update(zip(left, found, strict=True))
+            left = [at for at in left if isinstance(each := answers[at], Failed) and each.reason in SICK]
+            if not left:
                 server.answered()
-                return found
+                break
             server.failed()
-            if len(tried) == len(self.servers):
-                return found
+        return [answers[at] for at in range(len(requests))]
 
 
 def _order(server: Server) -> tuple[bool, float, int]:

@@ -118,9 +118,11 @@ def turns(text: str) -> list[Message] | None:
     return messages
 
 
-def prompt(text: str) -> str | tuple[Message, ...]:
-    """A prompt as people write it: a single user's turn is a plain text."""
-    return _asked(text)[0]
+def apart(asked: str, response: str) -> tuple[str | tuple[Message, ...], str]:
+    """(prompt, response) where both come apart: a single user's turn is a plain text, and what the prompt begins of the
+    response belongs to the response."""
+    question, opened = _asked(asked)
+    return question, opened + ended(response)
 
 
 def _asked(text: str) -> tuple[str | tuple[Message, ...], str]:
@@ -161,7 +163,7 @@ def split(query: str, asked: str | None = None) -> tuple[str | tuple[Message, ..
         if answer is not None:
             question = _asked(asked or query[: answer.start()])[0]
             return question, _EMPTY_THOUGHT.sub("", ended(query[answer.end() :], template), count=1)
-    return prompt(asked or ""), ended(query)
+    return _asked(asked or "")[0], ended(query)
 
 
 def messages_of(values: Sequence[Mapping[str, Any]]) -> list[Message]:

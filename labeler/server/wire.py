@@ -35,13 +35,22 @@ class Turn(Body):
 
 
 @dataclass(frozen=True)
+class Named:
+    """A question's name and digest, as answers tell them."""
+
+    task: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Serving:
-    """What dialects know: the core, what is served, and how long and how much a request may be."""
+    """What dialects know: the core, what is served, and how long and how much a request may be. Preferences are asked
+    of the first task alone."""
 
     core: Core
     model: str
-    task: str
-    digest: str
+    rewards: Named
+    preferences: Named
     patience: float
     most_items: int
     temperature: float
@@ -87,7 +96,7 @@ class Endpoint:
 
     path: str
     body: type[Body]
-    answer: type[BaseModel] | None
+    answer: type[BaseModel]
     handle: Callable[[Any, str], Awaitable[Any]]
     about: str
     example: object
@@ -111,7 +120,7 @@ class Endpoint:
     def described(self) -> dict[str, Any]:
         """Its place in the OpenAPI document."""
         sent = {"schema": schema(self.body), "example": self.example}
-        told = {JSON: {"schema": schema(self.answer) if self.answer else {}}}
+        told = {JSON: {"schema": schema(self.answer)}}
         errors = {
             str(status): {"description": text, "content": {JSON: {"schema": schema(Problem)}}}
             for status, text in STATUSES.items()
@@ -128,6 +137,7 @@ class Endpoint:
 STATUSES = {
     400: "the caller hung up while sending",
     401: "no token, or a wrong one",
+    403: "a page in a browser asked",
     408: "the body did not come in time",
     413: "too large",
     422: "the body is not what is expected",
@@ -147,7 +157,8 @@ class Problem(BaseModel):
 
 
 def problem(status: int, message: str) -> bytes:
-    return to_json({"error": {"type": STATUSES.get(status, "refused"), "message": message[:2000]}})
+    """The body of an answer that is none, in one shape for all."""
+    return to_json({"error": {"type": STATUSES.get(status, "a defect of the server"), "message": message[:2000]}})
 
 
 def identity(*parts: str) -> str:

@@ -124,6 +124,7 @@ class Web:
         parts: Iterable[bytes] | None = None,
         gone: asyncio.Event | None = None,
         client: str = "127.0.0.1",
+        port: int = 50_000,
         unended: bool = False,
     ) -> Reply:
         """`parts` are a chunked body, read as it is wanted; `unended` never sends its end; `gone` is set when the
@@ -143,7 +144,7 @@ class Web:
             "query_string": query.encode(),
             "root_path": "",
             "headers": [(k.lower().encode(), v.encode("latin-1")) for k, v in {**sized, **(headers or {})}.items()],
-            "client": (client, 50_000),
+            "client": (client, port),
             "server": ("127.0.0.1", 8300),
         }
         coming: bytes | None = next(pieces, b"")
@@ -195,26 +196,38 @@ async def served(
         model = Model(tuple(tasks), "fake:noise", cache or Path(temporary))
         with patch.object(serving, "load", TASKS):
             gate = serving.build(backend or Noted(), model, listening or Listening(), rewarding, token)
-        if patience is not None:
-            gate = replace(gate, patience=patience)
-        begun, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        async with living(gate if patience is None else replace(gate, patience=patience)) as web:
+            yield web
 
-        async def receive() -> dict[str, Any]:
-            if not begun.is_set():
-                return {"type": "lifespan.startup"}
-            await ending.wait()
-            return {"type": "lifespan.shutdown"}
 
-        async def send(message: Any) -> None:
-            (begun if message["type"].startswith("lifespan.startup") else ended).set()
+@contextlib.asynccontextmanager
+async def living(gate: Gate) -> AsyncIterator[Web]:
+    """From a server's beginning to its end."""
+    begun, ending, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-        life = asyncio.create_task(gate({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
-        await begun.wait()
-        try:
-            yield Web(gate)
-        finally:
-            ending.set()
-            await life
+    async def receive() -> dict[str, Any]:
+        if not begun.is_set():
+            return {"type": "lifespan.startup"}
+        await ending.wait()
+        return {"type": "lifespan.shutdown"}
+
+    async def send(message: Any) -> None:
+        (begun if message["type"].startswith("lifespan.startup") else ended).set()
+
+    life = asyncio.create_task(gate({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
+    await begun.wait()
+    try:
+        yield Web(gate)
+    finally:
+        ending.set()
+        await life
+
+
+def good(reply: Reply) -> Any:
+    """What a good answer says."""
+    assert reply.status == 200, reply.text
+    assert reply.headers["content-type"] == "application/json"
+    return reply.json
 
 
 def native(*responses: str, prompt: Any = "How are you?", **more: Any) -> dict[str, Any]:

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import inspect
 import json
+import multiprocessing
 import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -177,14 +179,51 @@ def test_the_token_is_sent(kind, tmp_path):
 
 @both
 def test_more_than_a_request_may_have_goes_as_several(kind):
+    """All at once: the slowest of them is not waited for by the next."""
     count = clients.MOST + 3
-    with scripted(answers(*[0.5] * clients.MOST), answers(*[0.25] * 3)) as it:
-        if kind == "async":  # both are sent at once: either may be the first
-            it.script[:] = [(422, b"")]
-            assert ask(kind, RewardClient(it.url), ["x"] * count) == [None] * count
-        else:
-            assert ask(kind, RewardClient(it.url), ["x"] * count) == [0.5] * clients.MOST + [0.25] * 3
+    with scripted((422, b"")) as it:
+        assert ask(kind, RewardClient(it.url), ["x"] * count) == [None] * count
         assert {len(each["items"]) for each in it.requests} == {clients.MOST, 3}
+
+
+@both
+def test_many_come_back_in_their_order(kind, server):
+    texts = [f"text {at}" for at in range(2 * clients.MOST + 5)]
+    found = ask(kind, RewardClient(server.url), texts)
+    for at in (0, clients.MOST - 1, clients.MOST, len(texts) - 1):
+        assert found[at] == ask(kind, RewardClient(server.url), [texts[at]])[0]
+    assert len(set(found)) == len(texts)
+
+
+@both
+def test_large_texts_go_as_several_requests_that_the_server_takes(kind, server):
+    """Together they are more than --largest-body, 16 MiB."""
+    texts = [f"{at}" + "ü" * 150_000 for at in range(20)]
+    assert None not in ask(kind, RewardClient(server.url), texts)
+
+
+def test_a_forked_process_has_a_connection_of_its_own(server):
+    """Two processes on one connection would read each other's answers."""
+    client = RewardClient(server.url)
+    texts = [f"fork {at}" for at in range(40)]
+    with contextlib.closing(client):
+        wanted = client.rewards(["p"] * 40, texts)
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+
+        def child() -> None:
+            queue.put([client.rewards(["p"], [each])[0] for each in texts])
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads
+            children = [context.Process(target=child) for _ in range(2)]
+            for each in children:
+                each.start()
+        mine = [client.rewards(["p"], [each])[0] for each in texts]
+        found = [queue.get() for _ in children]
+        for each in children:
+            each.join()
+    assert [mine, *found] == [wanted] * 3
 
 
 # Connections
@@ -329,8 +368,17 @@ def test_the_reason_of_a_failure_is_told():
     with scripted((422, {"error": "odd"})) as it:
         with contextlib.closing(RewardClient(it.url)) as client:
             (found,) = client.ask([{"prompt": "p", "response": "r"}])
+        assert found.reason == "refused"
         assert "status 422" in str(found.message)
         assert "odd" in str(found.message)
+
+
+@both
+def test_what_will_not_pass_is_told_once_in_the_log(kind, caplog):
+    with scripted((401, {"error": f"no such token for {kind}"})) as it:
+        for _ in range(3):
+            ask(kind, RewardClient(it.url), ["r"])
+    assert caplog.text.count(f"no such token for {kind}") == 1
 
 
 def test_the_server_is_told_to_be_done_before_the_caller_gives_up():

@@ -58,8 +58,8 @@ def test_nobody_starves_and_each_clients_items_come_in_their_order(steps):
 def test_who_brings_one_item_does_not_wait_for_who_brings_a_thousand():
     async def run() -> None:
         queue: FairQueue[str] = FairQueue(2000)
-        for _ in range(1000):
-            queue.put("many", "many")
+        for at in range(1000):
+            queue.put("many", f"many {at}")
         queue.put("one", "one")
         assert "one" in await queue.take(2, 0)
 
@@ -316,6 +316,29 @@ def test_an_error_that_stops_jobs_fails_questions_and_not_the_server():
 
     for failed in running(ask, work):
         assert (failed.reason, failed.message) == ("stopped", "the account has no money")
+
+
+def test_one_bad_row_does_not_fail_the_rows_that_were_asked_with_it():
+    """An error that a row brings is that row's, and its message, which may quote it, is nobody's."""
+
+    async def ask(rows: Sequence[Response]) -> Any:
+        if any(each.response == "bad" for each in rows):
+            raise ValueError("cannot encode 'bad'")
+        return [score(about=each) for each in rows]
+
+    async def work(it: Any) -> Any:
+        return await asyncio.gather(*(it.grade(row(each), each, 5) for each in ("good", "bad", "well")))
+
+    (good, _), (bad, _), (well, _) = running(ask, work)
+    assert isinstance(good, Score)
+    assert isinstance(well, Score)
+    assert bad.reason == "internal"
+    assert "cannot encode" not in bad.message
+
+
+def test_a_mean_of_a_reward_models_rewards_has_no_bounds_either():
+    rewarded = [Reward(0.5, {}, bounded=False), Reward(0.5, {}, source="group-mean", bounded=False)]
+    assert {each.unit for each in rewarded} == {1 / (1 + math.exp(-0.5))}
 
 
 # Policies, over the whole server

@@ -1,4 +1,4 @@
-"""Each framework's words in and out, as its own code sends and reads them; and one reward through all of them."""
+"""Each framework's words in and out, as its own code sends and reads them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import asyncio
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from rewarding import MEMORY, ROOT, Noted, Reply, Web, native, row, served
+from rewarding import Noted, Web, good, native, row, served
 
-import rlaif
 from labeler.fake import RULES
 from labeler.options import Options
 from labeler.score import Scorer
@@ -37,12 +35,6 @@ def rewarded(prompt: Any = QUESTION, response: str = ANSWER) -> float:
 
 
 REWARD = rewarded()
-
-
-def good(reply: Reply) -> Any:
-    assert reply.status == 200, reply.text
-    assert reply.headers["content-type"] == "application/json"
-    return reply.json
 
 
 def serving(work: Any, **options: Any) -> Any:
@@ -380,6 +372,44 @@ def test_what_cannot_be_meant_is_refused(path, body):
     assert refused(path, body)[0] == 422
 
 
+def test_what_a_prompt_begins_of_the_response_is_judged_on_every_wire():
+    """A template that opens a thought: the same rollout has the same reward, whether it comes whole or apart."""
+    asked, said = ASKED + "<think>\n", "So be it.</think>Eight minutes."
+
+    async def work(web: Web) -> Any:
+        whole = await web.post("/get_reward", {"query": [asked + said], "prompts": [asked], "labels": [None]})
+        apart = await web.post("/rm", {"prompt": asked, "response": said, "label": None})
+        pair = await web.post("/score", {"text_1": asked, "text_2": said})
+        return good(whole)["rewards"][0], good(apart), good(pair)["data"][0]["score"]
+
+    wanted = rewarded(response="<think>\n" + said)
+    assert serving(work) == pytest.approx((wanted,) * 3)
+
+
+def test_preferences_are_the_first_tasks_and_say_so():
+    body = {"items": [{"prompt": "p", "responses": ["a", "b"]}]}
+
+    async def work(web: Web) -> Any:
+        return good(await web.post("/v1/preferences", body)), good(await web.post("/v1/rewards", native("a")))
+
+    both, rewards = serving(work, tasks=("helpfulness", "harmlessness"))
+    one, _ = serving(work)
+    assert (both["task"], rewards["task"]) == ("helpfulness", "helpfulness + harmlessness")
+    assert both["digest"] == one["digest"] != rewards["digest"]
+    assert both["items"][0]["p"] == one["items"][0]["p"]
+
+
+def test_the_digest_is_the_scores_own_until_the_reward_is_made_of_more():
+    from labeler.server.options import Rewarding
+
+    def told(**more: Any) -> str:
+        return post("/v1/rewards", native("a"), rewarding=Rewarding(kept="memory", **more))["digest"]
+
+    plain = Scorer(load("helpfulness"), Noted(), Options()).digest
+    assert told() == plain
+    assert len({plain, told(clip=(-0.5, 0.5)), told(sharpness=0.5)}) == 3
+
+
 # All of them
 
 
@@ -393,6 +423,10 @@ BODIES: dict[str, Callable[[str], Any]] = {
     "/v1/embeddings": lambda text: {"input": ASKED + text},
     "/pooling": lambda text: {"input": ASKED + text},
     "/score": lambda text: {"text_1": "p", "text_2": text},
+    "/verify": lambda text: {
+        "responses_create_params": {"input": "p"},
+        "response": {"output": [{"type": "message", "role": "assistant", "content": text}]},
+    },
 }
 
 
@@ -445,145 +479,35 @@ def test_a_retried_body_asks_the_model_once(path):
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("path", BODIES)
+def test_a_caller_who_hangs_up_and_asks_again_gets_the_answer_of_the_first_try(path):
+    """A client's own timeout, while the model answers already."""
+
+    async def run() -> None:
+        backend, gone = Noted(let=asyncio.Event()), asyncio.Event()
+        assert backend.let is not None
+        backend.let.set()
+        async with served(backend) as web:
+            while (await web.get("/ready")).status != 200:
+                await asyncio.sleep(0.001)
+            backend.let.clear()
+            first = asyncio.create_task(web.post(path, BODIES[path]("unheard-of"), gone=gone))
+            while not backend.about("unheard-of"):
+                await asyncio.sleep(0.001)
+            gone.set()
+            assert (await first).status == 0
+            again = asyncio.create_task(web.post(path, BODIES[path]("unheard-of")))
+            await asyncio.sleep(0.01)
+            backend.let.set()
+            assert good(await again)
+        assert backend.about("unheard-of") == (2 if path == "/v1/preferences" else 1)
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize(
     "headers", [{}, {"Content-Type": "text/plain"}, {"Content-Type": "application/json; charset=utf-8"}]
 )
 @pytest.mark.parametrize("path", BODIES)
 def test_a_body_is_json_whatever_its_header_says(path, headers):
     assert good(serving(lambda web: web.post(path, BODIES[path]("x"), headers=headers)))
-
-
-# Parity
-
-
-@pytest.fixture(scope="module")
-def responses() -> list[dict[str, Any]]:
-    """Fifty: the samples', and two that are odd."""
-    lines = (ROOT / "data" / "samples" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [{key: each[key] for key in ("id", "prompt", "response")} for each in map(json.loads, lines)]
-    odd = {"prompt": "Zwei Zeilen,\nbitte: „ü“ 🦊?", "response": "Eins.\n\n  Zwei — {{ drei }} <b>vier</b>"}
-    return [*rows, {"id": "odd", **odd}, {"id": "blank", "prompt": "p", "response": "x"}]
-
-
-def templated(row: dict[str, Any]) -> tuple[str, str]:
-    asked = f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
-    return asked, f"{asked}{row['response']}<|im_end|>\n"
-
-
-def gym(row: dict[str, Any]) -> Any:
-    message = {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": row["response"]}]}
-    return {"responses_create_params": {"input": row["prompt"]}, "response": {"output": [message]}}
-
-
-def turns(row: dict[str, Any]) -> Any:
-    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
-
-
-def wholes(rows: list[dict[str, Any]]) -> list[str]:
-    return [templated(row)[1] for row in rows]
-
-
-async def by_native(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    return [each["reward"] for each in good(await web.post("/v1/rewards", {"items": rows}))["items"]]
-
-
-async def by_messages(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    items = [{"messages": turns(row)} for row in rows]
-    return [each["reward"] for each in good(await web.post("/v1/rewards", {"items": items}))["items"]]
-
-
-async def by_openrlhf(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    bodies = [{"query": [whole], "prompts": [asked], "labels": [None]} for asked, whole in map(templated, rows)]
-    return [good(each)["rewards"][0] for each in await asyncio.gather(*(web.post("/get_reward", b) for b in bodies))]
-
-
-async def by_old_openrlhf(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    return good(await web.post("/get_reward", {"query": wholes(rows)}))["rewards"]
-
-
-async def by_slime(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    bodies = [{"prompt": row["prompt"], "response": row["response"], "label": ""} for row in rows]
-    return [good(each) for each in await asyncio.gather(*(web.post("/rm", body) for body in bodies))]
-
-
-async def by_llama_factory(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    return good(await web.post("/v1/score/evaluation", {"model": "model", "messages": wholes(rows)}))["scores"]
-
-
-async def by_gym(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    return [good(each)["reward"] for each in await asyncio.gather(*(web.post("/verify", gym(row)) for row in rows))]
-
-
-async def by_classify(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    found = good(await web.post("/classify", {"input": wholes(rows), "use_activation": False}))
-    return [each["probs"][-1] for each in found["data"]]
-
-
-async def by_conversations(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    found = await asyncio.gather(*(web.post("/pooling", {"messages": turns(row)}) for row in rows))
-    return [good(each)["data"][0]["data"][0] for each in found]
-
-
-async def by_embeddings(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    return [each["embedding"][-1] for each in good(await web.post("/v1/embeddings", {"input": wholes(rows)}))["data"]]
-
-
-async def by_score(web: Web, rows: list[dict[str, Any]]) -> list[float]:
-    body = {"text_1": [row["prompt"] for row in rows], "text_2": [row["response"] for row in rows]}
-    return [each["score"] for each in good(await web.post("/score", body))["data"]]
-
-
-WAYS = (
-    by_native,
-    by_messages,
-    by_openrlhf,
-    by_old_openrlhf,
-    by_slime,
-    by_llama_factory,
-    by_gym,
-    by_classify,
-    by_conversations,
-    by_embeddings,
-    by_score,
-)
-
-
-def scored(rows: list[dict[str, Any]], folder: Path) -> list[float]:
-    """What `rlaif score` writes for the same rows."""
-    source, out = folder / "rows.jsonl", folder / "scores.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    words = ["score", source, "--task", "helpfulness", "--model", "fake:noise", "--out", out]
-    with pytest.raises(SystemExit) as ended:
-        rlaif.main(list(map(str, words)))
-    assert ended.value.code == 0
-    found = {each["id"]: each["reward"] for each in map(json.loads, out.read_text(encoding="utf-8").splitlines())}
-    return [found[row["id"]] for row in rows]
-
-
-def test_fifty_rewards_are_those_of_rlaif_score_through_every_dialect(responses, tmp_path):
-    wanted = scored(responses, tmp_path)
-    assert len(set(wanted)) == len(responses) == 50
-
-    async def run() -> None:
-        for way in WAYS:
-            async with served(rewarding=MEMORY) as web:
-                assert await way(web, responses) == pytest.approx(wanted, abs=1e-6), way.__name__
-
-    asyncio.run(run())
-
-
-@pytest.mark.slow
-def test_a_real_models_rewards_are_a_scorers_through_every_dialect(responses, smollm2):
-    from labeler.local import around
-
-    rows = sorted(responses, key=lambda each: len(each["prompt"]) + len(each["response"]))[:4]
-
-    async def run() -> None:
-        backend = around("local:smollm2", smollm2)
-        scorer = Scorer(load("helpfulness"), backend, Options())
-        wanted = [each.reward for each in await scorer([row(each["response"], each["prompt"]) for each in rows])]
-        async with served(backend) as web:
-            for way in WAYS:
-                assert await way(web, rows) == pytest.approx(wanted, abs=1e-6), way.__name__
-
-    asyncio.run(run())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import json
 import re
 import socket
+import sys
 import threading
 import time
 from http.client import HTTPConnection
@@ -14,10 +16,11 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from rewarding import MEMORY, PATIENCE, Noted, Process, Reply, Web, native, process, served, start
+from rewarding import MEMORY, PATIENCE, ROOT, Noted, Process, Reply, Web, native, process, served, start
 from running import provider
 
 import rlaif
+from labeler.backend import BackendError
 from labeler.fake import RULES
 from labeler.server import app as pages
 from labeler.server import serving
@@ -153,6 +156,18 @@ def test_who_wants_to_may_do_without_a_token_beyond_this_machine():
     serving._check(Listening(host="0.0.0.0"), TOKEN)
 
 
+@pytest.mark.parametrize("content", ["two words", "a/b", "a\tb", "a\x07b"])
+def test_a_bad_token_in_the_environment_is_refused_by_its_name(content, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
+    monkeypatch.setenv("RLAIF_TOKEN", content)
+    with pytest.raises(SystemExit) as ended:
+        rlaif.main(["serve", "--task", "helpfulness", "--model", "fake:noise"])
+    told = capsys.readouterr().err
+    assert ended.value.code == 1
+    assert "RLAIF_TOKEN: expected one token" in told
+    assert content not in told
+
+
 @pytest.mark.parametrize("content", ["", "   \n", "two words", "a/b", "a\tb"])
 def test_a_file_without_a_good_token_is_refused(content, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RLAIF_CACHE", str(tmp_path))
@@ -235,6 +250,50 @@ def test_a_body_that_does_not_end_is_cut():
     reply = running(work, patience=0.05)
     assert reply.status == 408
     assert "0.05" in problem(reply)
+
+
+@pytest.mark.parametrize("sent", [b"x" * (3 << 20), b'{"items": ['], ids=["too large", "without an end"])
+def test_the_connection_of_a_body_that_was_not_read_is_closed(sent, tmp_path, monkeypatch):
+    """Whatever dribbles in afterwards keeps nothing open."""
+    program = (
+        sys.executable,
+        "-c",
+        "from labeler.server import serving; serving.BODY = 0.3; import rlaif; rlaif.main()",
+    )
+    it = start(*WORDS, "--largest-body", "1", cache=tmp_path, program=program, PYTHONPATH=str(ROOT))
+    try:
+        with socket.create_connection(("127.0.0.1", it.port), PATIENCE) as wire:
+            wire.sendall(b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            with contextlib.suppress(OSError):
+                wire.sendall(f"{len(sent):x}\r\n".encode() + sent + b"\r\n")
+            heard = b""
+            with contextlib.suppress(ConnectionResetError):
+                while part := wire.recv(65_536):
+                    heard += part
+        assert b"connection: close" in heard
+        assert heard.split()[1] in {b"413", b"408"}
+    finally:
+        it.kill()
+
+
+def test_connections_take_turns_also_from_one_address():
+    """4,096 responses of one request do not stand before a single one of another."""
+
+    async def run() -> None:
+        backend = Noted(let=asyncio.Event(), rows=1)
+        assert backend.let is not None
+        async with served(backend) as web:
+            busy = await occupied(web)
+            many = asyncio.create_task(web.post("/v1/rewards", native(*map(str, range(300))), port=1))
+            await soon(lambda: _is(web, "rlaif_queue_items", 300))
+            one = asyncio.create_task(web.post("/v1/rewards", native("single"), port=2))
+            await soon(lambda: _is(web, "rlaif_queue_items", 301))
+            backend.let.set()
+            assert (await one).status == 200
+            assert not many.done()
+            assert [(await each).status for each in (busy, many)] == [200, 200]
+
+    asyncio.run(run())
 
 
 def test_a_caller_who_hangs_up_while_sending_costs_nothing():
@@ -322,6 +381,8 @@ def test_a_defect_is_an_error_with_the_requests_id_and_without_its_text(caplog):
     assert "secret" not in reply.text
     assert reply.headers["x-request-id"] in problem(reply)
     assert reply.headers["x-request-id"] in caplog.text
+    assert "in boom" in caplog.text
+    assert "secret" not in caplog.text
 
 
 def test_what_is_wrong_with_a_body_is_said_without_repeating_it():
@@ -369,6 +430,28 @@ def test_a_model_that_fails_is_not_ready_says_why_and_is_tried_again(monkeypatch
         async with served(Noted(rule=rule)) as web:
             await soon(lambda: _says(web, "nan"))
             works = True
+            await soon(lambda: _ready(web))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(BackendError("status 404: check --model"), "check --model"), (KeyError("secret"), "KeyError")]
+)
+def test_a_model_that_cannot_be_asked_is_not_ready_and_is_tried_again(error, told, monkeypatch):
+    monkeypatch.setattr(pages, "AGAIN", 0.01)
+    errors = [error]
+
+    def rule(request: Any) -> Any:
+        if errors:
+            raise errors[0]
+        return RULES["noise"](request)
+
+    async def run() -> None:
+        async with served(Noted(rule=rule)) as web:
+            await soon(lambda: _says(web, told))
+            assert not await _says(web, "secret")
+            errors.clear()
             await soon(lambda: _ready(web))
 
     asyncio.run(run())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from labeler.backend import Choose, Failed, Likelihoods
+from labeler.backend import BackendError, Choose, Failed, Likelihoods
 from labeler.fake import RULES, FakeBackend
 from labeler.server import spread
 from labeler.server.spread import Spread
@@ -74,11 +74,56 @@ def test_a_question_that_no_server_can_answer_is_not_a_sickness():
     assert other.asked == []
 
 
-def test_when_all_are_sick_the_failure_is_told_and_all_were_tried():
+def test_when_all_are_sick_they_are_tried_again_and_then_the_failure_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spread, "PAUSE", 0.01)
     one, other = server(0.0, "connection"), server(0.0, "timeout")
     (found,) = ask(Spread(one, [other]), 1)
     assert isinstance(found, Failed)
-    assert (len(one.asked), len(other.asked)) == (1, 1)
+    assert len(one.asked) + len(other.asked) == spread.TRIES
+    assert min(len(one.asked), len(other.asked)) > 0
+
+
+def test_all_that_are_sick_for_a_moment_cost_a_moment(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spread, "PAUSE", 0.01)
+
+    @dataclass(frozen=True)
+    class Recovering(Other):
+        async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+            found = await super().likelihoods(requests)
+            self.ill[:] = self.ill[1:]
+            return found
+
+    one, other = (Recovering("fake:first", RULES["first"], rows=1, ill=["connection"] * 2) for _ in range(2))
+    assert not any(isinstance(each, Failed) for each in ask(Spread(one, [other]), 1))
+    assert len(one.asked) + len(other.asked) > 2
+
+
+def test_a_server_with_a_wrong_key_or_model_is_sick_too():
+    """It answers in no time: without a rest it would get nearly all."""
+
+    @dataclass(frozen=True)
+    class Wrong(Other):
+        async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+            self.asked.append(len(requests))
+            raise BackendError("status 404: no such model")
+
+    wrong, well = Wrong("fake:first", RULES["first"], rows=1, calls=4), server(0.01)
+    assert not any(isinstance(each, Failed) for each in ask(Spread(wrong, [well]), 40))
+    assert len(wrong.asked) < 40
+    assert not any(isinstance(each, Failed) for each in ask(Spread(wrong, [well]), 1))
+
+
+def test_of_several_questions_only_what_failed_is_asked_elsewhere():
+    @dataclass(frozen=True)
+    class Half(Other):
+        async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+            found = await super().likelihoods(requests)
+            return [found[0], *(Failed("server_error", "told to") for _ in requests[1:])]
+
+    half, well = Half("fake:first", RULES["first"], rows=4, calls=4), server()
+    found = asyncio.run(Spread(half, [well]).likelihoods([ASKED] * 3))
+    assert not any(isinstance(each, Failed) for each in found)
+    assert (half.asked, well.asked) == ([3], [2])
 
 
 def test_as_many_calls_go_at_a_time_as_all_take_together():

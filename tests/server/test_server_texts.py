@@ -14,6 +14,11 @@ from data.records import Message
 from labeler.server import texts
 
 
+def prompt(text: str) -> Any:
+    """A prompt that comes apart from its response."""
+    return texts.apart(text, "")[0]
+
+
 @dataclass(frozen=True)
 class Template:
     """What a chat template writes around turns."""
@@ -190,10 +195,10 @@ def test_a_text_without_marks_is_as_it_was(text):
 @example("[INST][/INST]")
 @example("<|im_start|>user\n<|im_start|>user\n")
 def test_any_text_is_read(text):
-    texts.prompt(text)
-    prompt, response = texts.split(text)
+    prompt(text)
+    asked, response = texts.split(text)
     assert response in text
-    assert isinstance(prompt, str | tuple)
+    assert isinstance(asked, str | tuple)
 
 
 @pytest.mark.parametrize(
@@ -213,15 +218,15 @@ def test_any_text_is_read(text):
 def test_a_hostile_text_is_read_in_no_time(text):
     begun = time.process_time()
     texts.split(text)
-    texts.prompt(text)
+    prompt(text)
     texts.ended(text)
     assert time.process_time() - begun < 5
 
 
 def test_a_prompt_of_one_user_is_a_text_and_others_are_messages():
-    assert texts.prompt(CHATML.prompt(("user", "Q"))) == "Q"
-    assert texts.prompt("Q") == "Q"
-    assert texts.prompt(CHATML.prompt(("system", "S"), ("user", "Q"))) == (turn("system", "S"), turn("user", "Q"))
+    assert prompt(CHATML.prompt(("user", "Q"))) == "Q"
+    assert prompt("Q") == "Q"
+    assert prompt(CHATML.prompt(("system", "S"), ("user", "Q"))) == (turn("system", "S"), turn("user", "Q"))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +260,7 @@ def test_what_is_no_text_is_refused_and_not_left_out():
     ],
 )
 def test_marks_in_a_plain_text_are_text(text: str):
-    assert texts.prompt(text) == text
+    assert prompt(text) == text
     assert texts.split(text) == ("", text)
 
 

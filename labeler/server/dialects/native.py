@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -52,7 +53,8 @@ class Usage(BaseModel):
 
 
 class RewardAnswer(BaseModel):
-    """`reward` and all below are null where `status` is failed; `score` and `distribution` with several tasks."""
+    """`reward` and all below are null where `status` is failed; `score` and `distribution` with several tasks.
+    `truncated`: the prompt was longer than the model reads, and was cut."""
 
     id: str | None
     status: Literal["ok", "failed"]
@@ -62,6 +64,7 @@ class RewardAnswer(BaseModel):
     scores: dict[str, float]
     mass: float | None
     source: str | None
+    truncated: bool
     cached: bool
     reason: str | None
     message: str | None
@@ -102,6 +105,7 @@ class PreferenceAnswer(BaseModel):
     order: list[int] | None
     strengths: list[float] | None
     mass: float | None
+    truncated: bool
     cached: bool
     reason: str | None
     message: str | None
@@ -120,13 +124,13 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         serving.check(len(body.items))
         found = await serving.ask([each.item() for each in body.items], client, body.timeout_s)
         told = [_reward(each.id, answer, serving) for each, answer in zip(body.items, found, strict=True)]
-        return {"model": serving.model, "task": serving.task, "digest": serving.digest, "items": told}
+        return {"model": serving.model, **asdict(serving.rewards), "items": told}
 
     async def preferences(body: Preferences, client: str) -> dict[str, Any]:
         serving.check(len(body.items))
         patience = min(body.timeout_s or serving.patience, serving.patience)
         told = await asyncio.gather(*(_preferred(each, serving, client, patience) for each in body.items))
-        return {"model": serving.model, "task": serving.task, "digest": serving.digest, "items": told}
+        return {"model": serving.model, **asdict(serving.preferences), "items": told}
 
     one = {"id": "a", "prompt": "How do I boil an egg?", "response": "Put it into boiling water for eight minutes."}
     two = {"id": "a", "prompt": "How do I boil an egg?", "responses": ["Eight minutes.", "I do not know."]}
@@ -157,6 +161,7 @@ def _reward(identity_: str | None, found: Reward | Failure, serving: Serving) ->
         "scores": {name: each.score for name, each in good.scores.items() if isinstance(each, Score)} if good else {},
         "mass": min((each.mass for each in scores), default=None),
         "source": good and good.source,
+        "truncated": any(each.truncated for each in every),
         "cached": bool(good and good.cached),
         "reason": failed and failed.reason,
         "message": failed and failed.message,
@@ -170,7 +175,7 @@ def _reward(identity_: str | None, found: Reward | Failure, serving: Serving) ->
 async def _preferred(each: PreferenceItem, serving: Serving, client: str, patience: float) -> dict[str, Any]:
     prompt = asked(each.prompt if each.prompt is not None else each.messages)
     row = Comparison(id=identity(*each.responses), prompt=prompt, responses=tuple(each.responses))
-    found = await serving.core.preference(row, client, patience)
+    found, known = await serving.core.preference(row, client, patience)
     good = found if isinstance(found, Ranking) else None
     failed = found if isinstance(found, Failure) else None
     return {
@@ -180,8 +185,12 @@ async def _preferred(each: PreferenceItem, serving: Serving, client: str, patien
         "order": good and list(good.order),
         "strengths": good and list(good.strengths),
         "mass": good and good.mass,
-        "cached": False,
+        "truncated": bool(good and good.truncated),
+        "cached": known,
         "reason": failed and failed.reason,
         "message": failed and failed.message,
-        "usage": {"tokens_in": good.tokens_in if good else 0, "tokens_out": good.tokens_out if good else 0},
+        "usage": {
+            "tokens_in": good.tokens_in if good and not known else 0,
+            "tokens_out": good.tokens_out if good and not known else 0,
+        },
     }

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, cast
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from data.records import Failure, Prompt
 from labeler.server import texts
@@ -25,6 +25,16 @@ class Rollout(Body):
 
     responses_create_params: dict[str, Any]
     response: dict[str, Any]
+
+
+class Verified(Rollout):
+    """The rollout as it came, with its reward; where there is none, the reward is 0 and the marks say why."""
+
+    reward: float
+
+
+class Metrics(BaseModel):
+    agent_metrics: dict[str, float | None]
 
 
 class Session(Body):
@@ -73,11 +83,13 @@ def endpoints(serving: Serving) -> list[Endpoint]:
     }
     tag = "NeMo Gym"
     return [
-        Endpoint("/verify", Rollout, None, verify, "The reward of a rollout", rollout, tag),
-        Endpoint("/seed_session", Session, None, nothing, "Nothing to prepare", {}, tag),
-        Endpoint("/close_session", Session, None, nothing, "Nothing to put away", {}, tag),
-        Endpoint("/aggregate_metrics", Results, None, aggregate_metrics, "The mean reward", {}, tag),
-        Endpoint("/reverify_mode", Session, None, stateless, "Rewards can be asked for again", {}, tag, "GET"),
+        Endpoint("/verify", Rollout, Verified, verify, "The reward of a rollout", rollout, tag),
+        Endpoint("/seed_session", Session, Session, nothing, "Nothing to prepare", {}, tag),
+        Endpoint("/close_session", Session, Session, nothing, "Nothing to put away", {}, tag),
+        Endpoint("/aggregate_metrics", Results, Metrics, aggregate_metrics, "The mean reward", {}, tag),
+        Endpoint(
+            "/reverify_mode", Session, RootModel[str], stateless, "Rewards can be asked for again", {}, tag, "GET"
+        ),
     ]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel
 
 from labeler.server import texts
 from labeler.server.core import Item
@@ -28,6 +30,45 @@ class Pairs(Body):
     queries: str | list[str] | None = None
     documents: str | list[str] | None = None
     items: str | list[str] | None = None
+
+
+class Classified(BaseModel):
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Pooled(BaseModel):
+    index: int
+    object: Literal["pooling"]
+    data: list[float]
+
+
+class Embedded(BaseModel):
+    index: int
+    object: Literal["embedding"]
+    embedding: list[float]
+
+
+class Scored(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+One = TypeVar("One", Classified, Pooled, Embedded, Scored)
+
+
+class Listed(BaseModel, Generic[One]):
+    """What each path answers: a list with an entry for each text."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[One]
+    usage: dict[str, int]
 
 
 def endpoints(serving: Serving) -> list[Endpoint]:
@@ -69,10 +110,16 @@ def endpoints(serving: Serving) -> list[Endpoint]:
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
     one, pair = {"input": text}, {"text_1": "Hi", "text_2": ["Hello!", "Go away."]}
     tag = "vLLM and SGLang"
-    whole = (("/classify", classify), ("/v1/classify", classify), ("/pooling", pooling), ("/v1/embeddings", embeddings))
+    whole = (
+        ("/classify", Listed[Classified], classify),
+        ("/v1/classify", Listed[Classified], classify),
+        ("/pooling", Listed[Pooled], pooling),
+        ("/v1/embeddings", Listed[Embedded], embeddings),
+    )
+    about, both = "A served reward model's value", "Responses to prompts"
     return [
-        *(Endpoint(path, Input, None, handle, "A served reward model's value", one, tag) for path, handle in whole),
-        *(Endpoint(path, Pairs, None, score, "Responses to prompts", pair, tag) for path in ("/score", "/v1/score")),
+        *(Endpoint(path, Input, answer, handle, about, one, tag) for path, answer, handle in whole),
+        *(Endpoint(path, Pairs, Listed[Scored], score, both, pair, tag) for path in ("/score", "/v1/score")),
     ]
 
 
@@ -107,4 +154,4 @@ def _paired(body: Pairs) -> list[Item]:
         prompts = prompts * len(responses)
     if len(prompts) != len(responses):
         raise RefusedError(422, f"{len(prompts)} prompts for {len(responses)} responses; expected 1 or as many")
-    return [item(texts.prompt(a), texts.ended(b)) for a, b in zip(prompts, responses, strict=True)]
+    return [item(*texts.apart(a, b)) for a, b in zip(prompts, responses, strict=True)]

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import RootModel
+
 from labeler.server import texts
 from labeler.server.wire import Body, Endpoint, Serving, Turn, item
 
@@ -19,10 +21,12 @@ class Sample(Body):
 
 def endpoints(serving: Serving) -> list[Endpoint]:
     async def rm(body: Sample, client: str) -> float:
-        prompt = body.prompt
-        asked = texts.prompt(prompt) if isinstance(prompt, str) else texts.plain([each.message() for each in prompt])
-        found = await serving.ask([item(asked, texts.ended(body.response))], client)
+        if isinstance(body.prompt, str):
+            row = item(*texts.apart(body.prompt, body.response))
+        else:
+            row = item(texts.plain([each.message() for each in body.prompt]), texts.ended(body.response))
+        found = await serving.ask([row], client)
         return serving.all_or_nothing(found)[0].reward
 
     example = {"prompt": "How do I boil an egg?", "response": "For eight minutes.", "label": None}
-    return [Endpoint("/rm", Sample, None, rm, "slime's remote reward model", example, "slime")]
+    return [Endpoint("/rm", Sample, RootModel[float], rm, "slime's remote reward model", example, "slime")]
