@@ -118,7 +118,7 @@ LONG = [{**row, "responses": ["a " * 300, "b " * 299]} for row in tiny_runs.comp
     ("asked", "complaint"),
     [
         ("--config none.toml", "--config none.toml: no such file"),
-        ("--config .", "--config .: no such file"),
+        ("--config .", "--config .: is a folder; expected a TOML file"),
         ("--config votes.jsonl", "--config votes.jsonl: not TOML: "),
         ("--config latin.toml", "--config latin.toml: not TOML: "),
         ("--data.train none.jsonl", "none.jsonl: no such file"),

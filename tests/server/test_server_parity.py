@@ -141,9 +141,10 @@ def test_fifty_rewards_are_those_of_rlaif_score_through_every_dialect(scored):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-6), ("bfloat16", 1e-2)])
+@pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-5), ("bfloat16", 5e-2)])
 def test_a_real_models_rewards_are_those_of_rlaif_score_through_every_dialect(scored, cache, dtype, near):
-    """The first dialect asks one by one, where `rlaif score` has batches; the others find the same questions known."""
+    """The server's batches come as they come, and rounding goes with their shapes (docs/server.md); the dialects find
+    the same questions known, and the same answers."""
     wanted = scored("--task", "helpfulness", "--model", "local:smollm2", "--dtype", dtype)
     assert len(set(wanted)) > 40
     model = Model(("helpfulness",), "local:smollm2", cache, dtype=dtype)
@@ -151,8 +152,10 @@ def test_a_real_models_rewards_are_those_of_rlaif_score_through_every_dialect(sc
 
     async def run() -> None:
         async with living(gate) as web:
-            for way in (by_openrlhf, *WAYS):
-                assert await way(web, RESPONSES) == pytest.approx(wanted, abs=near), way.__name__
+            first = await by_openrlhf(web, RESPONSES)
+            assert first == pytest.approx(wanted, abs=near)
+            for way in WAYS:
+                assert await way(web, RESPONSES) == pytest.approx(first, abs=1e-12), way.__name__
             assert await web.metric("rlaif_cache_hits_total") == len(WAYS) * len(RESPONSES)
 
     asyncio.run(run())
