@@ -153,7 +153,8 @@ class Core:
         value = reward(scores, self.shaping)
         if not math.isfinite(value):
             return Failure(id=row.id, stage="serve", reason="nan", message="the reward is not a number")
-        return Reward(value, scores, cached, bounded=all(isinstance(each, Score) for each in scores.values()))
+        bounded = isinstance(next(iter(scores.values())), Score)  # a reward model is alone
+        return Reward(value, scores, cached, bounded=bounded)
 
     def _with_means(self, items: Sequence[Item], found: Sequence[Reward | Failure]) -> list[Reward | Failure]:
         """The mean of what the same prompt's other responses got, in this request or shortly before it."""

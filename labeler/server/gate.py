@@ -149,7 +149,8 @@ async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Recei
 
 def client(scope: Scope) -> str:
     """Who asks, for taking turns: a connection. Trainers on one machine, or behind one proxy, share an address."""
-    return ":".join(map(str, scope.get("client") or ("?",)))
+    host, port = scope.get("client") or ("?", 0)
+    return f"{host}:{port}"
 
 
 async def _answer(send: Send, status: int, body: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -36,10 +37,15 @@ class Turn(Body):
 
 @dataclass(frozen=True)
 class Named:
-    """A question's name and digest, as answers tell them."""
+    """A question's name and digest."""
 
     task: str
     digest: str
+
+    @cached_property
+    def told(self) -> dict[str, str]:
+        """As answers tell them."""
+        return {"task": self.task, "digest": self.digest}
 
 
 @dataclass(frozen=True)

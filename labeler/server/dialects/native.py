@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -124,13 +123,13 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         serving.check(len(body.items))
         found = await serving.ask([each.item() for each in body.items], client, body.timeout_s)
         told = [_reward(each.id, answer, serving) for each, answer in zip(body.items, found, strict=True)]
-        return {"model": serving.model, **asdict(serving.rewards), "items": told}
+        return {"model": serving.model, **serving.rewards.told, "items": told}
 
     async def preferences(body: Preferences, client: str) -> dict[str, Any]:
         serving.check(len(body.items))
         patience = min(body.timeout_s or serving.patience, serving.patience)
         told = await asyncio.gather(*(_preferred(each, serving, client, patience) for each in body.items))
-        return {"model": serving.model, **asdict(serving.preferences), "items": told}
+        return {"model": serving.model, **serving.preferences.told, "items": told}
 
     one = {"id": "a", "prompt": "How do I boil an egg?", "response": "Put it into boiling water for eight minutes."}
     two = {"id": "a", "prompt": "How do I boil an egg?", "responses": ["Eight minutes.", "I do not know."]}
