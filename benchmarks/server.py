@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import platform
@@ -47,6 +48,7 @@ def serve(port: int, url: str | None, record: str) -> None:
     """The server around a model that only takes its time, or around the one at a URL, whose bodies are recorded."""
     import uvicorn
 
+    gc.set_threshold(100_000, 50, 100)  # as the commands of rlaif.py do
     from labeler.backend import Backend
     from labeler.fake import RULES, FakeBackend
     from labeler.openai import open_openai
@@ -138,7 +140,8 @@ def measure(requests: int, callers: int) -> dict[str, Any]:
         before = memory_of(process.pid)
         fresh = asyncio.run(load(url, range(third, requests), callers, 10**9))
         after = memory_of(process.pid)
-        known = asyncio.run(load(url, range(requests // 5), 64, 100))
+        asyncio.run(load(url, range(100), 64, 100))
+        known = asyncio.run(load(url, range(min(requests, 20_000)), 64, 100))
     finally:
         process.terminate()
         process.wait()
