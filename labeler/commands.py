@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,8 +96,8 @@ def execute(
                 " them, --fresh forgets them"
             )
         started = time.perf_counter()
-        with _bar(total, how.limit, asker.meter) as bar, asyncio.Runner(loop_factory=_loop()) as runner:
-            outcome = runner.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
+        with _bar(total, how.limit, asker.meter) as bar:
+            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -108,11 +106,6 @@ def execute(
     finally:
         journal.close()
     return Finished(outcome, asker.meter, seconds, job.out)
-
-
-def _loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop, where it is to be had (not on Windows): more requests a second."""
-    return import_module("uvloop").new_event_loop if find_spec("uvloop") else None
 
 
 def _asker(compile_task: Compile, job: Job) -> Asker:

@@ -194,3 +194,26 @@ def test_without_a_template_a_text_begins_as_the_tokenizer_begins_texts():
     assert special(tokenizer, found) == [tokenizer.bos_token_id]
     assert found[0] == tokenizer.bos_token_id
     assert tokenizer.decode(list(found[1:])) == "<s>What?\n\n"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(), st.integers(1, 200), st.sampled_from(["", " ", "\n", "a", "word "]))
+def test_a_text_has_no_fewer_tokens_than_its_length_over_the_longest(tokenizer, text, times, more):
+    encoder = Encoder(tokenizer)
+    whole = text + more * times
+    assert len(encoder._fresh(whole)) * encoder.longest >= len(whole)
+
+
+def test_megabytes_that_cannot_fit_are_not_encoded(monkeypatch):
+    from labeler.backend import Write
+    from labeler.engine import InProcess
+    from prompts.render import Prompt
+
+    encoder = Encoder(made(CHATML))
+    backend = InProcess("local:x", "x", None, encoder, context=1000, rows=1)
+    size = []
+    monkeypatch.setattr(Encoder, "encode", lambda _, *parts: size.append(sum(map(len, parts))) or (1,) * 2000)
+    for length in (100, 10_000, 10_000_000):
+        prompt = Prompt("", "", "x" * length, "", "", "")
+        assert (backend.overflow(Write(prompt, 1)) > 0) == (length > 100)
+    assert size == [10_000]
