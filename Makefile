@@ -26,8 +26,8 @@ demo: $(STAMP)
 
 # One thread: the tests' models are so small that threads only wait for each other, many times as long on a busy machine.
 ALONE := OMP_NUM_THREADS=1
-# A process for each core, up to four: each loads a model of its own. What shares a file shares what it made.
-SPREAD := -n auto --maxprocesses 4 --dist loadfile
+# A process for each core, up to four: each loads a model of its own.
+SPREAD := -n auto --maxprocesses 4 --dist worksteal
 
 test: $(STAMP)
 	$(ALONE) $(BIN)/python -m pytest $(SPREAD) --cov --cov-report= -m "not kills and not browser and not training"

@@ -78,7 +78,10 @@ def _served(url: str, token: str | None, patience: float) -> Rewards:
         port = place.port or (443 if place.scheme == "https" else 80)
         socket.create_connection((place.hostname or "", port), timeout=10).close()
         plain = [each if isinstance(each, str) else [turn.model_dump() for turn in each] for each in prompts]
-        answers = client.ask(items(plain, responses))
+        try:
+            answers = client.ask(items(plain, responses))
+        finally:
+            client.close()  # rounds are minutes apart, and in threads that end
         if answers and all(each.reason == "refused" for each in answers):
             raise RlaifError(f"reward.of {url}: {answers[0].message}")
         return _reached([each.reward for each in answers], [each.reason for each in answers])

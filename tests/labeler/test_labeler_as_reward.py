@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from rewarding import process
 from running import provider
 
 from data.errors import RlaifError
@@ -98,3 +99,39 @@ def test_closing_ends_a_question_that_is_under_way(tmp_path):
             time.sleep(0.3)
         with pytest.raises(CancelledError):
             question.result(timeout=5)
+
+
+def served(url: str, token: str | None, cache: Path, closing: ExitStack):
+    found = rewards(
+        url,
+        task="",
+        cache=cache,
+        reach=Reach(),
+        token=token,
+        patience=5,
+        journal=cache / "answers",
+        closing=closing,
+    )
+    assert found is not None
+    return found
+
+
+def test_a_server_rewards_who_has_its_token_and_a_wrong_one_ends_the_run_at_once(tmp_path):
+    """What will not pass is not waited for: a run with `reward.patience` of hours would stand still for a typo."""
+    with (
+        process("--task", "helpfulness", "--model", "fake:noise", cache=tmp_path, RLAIF_TOKEN="t0ken-91c") as it,
+        ExitStack() as closing,
+    ):
+        found = served(it.url, "t0ken-91c", tmp_path, closing)(PROMPTS, RESPONSES)
+        assert [each is not None and -1 <= each <= 1 for each in found] == [True] * 3
+        begun = time.monotonic()
+        with pytest.raises(RlaifError, match=r"reward\.of http.*status 401.*a token is needed"):
+            served(it.url, "another", tmp_path, closing)(PROMPTS, RESPONSES)
+        assert time.monotonic() - begun < 3
+
+
+def test_a_server_that_is_away_is_a_connection_error_and_no_reward(tmp_path):
+    with process("--task", "helpfulness", "--model", "fake:noise", cache=tmp_path) as it:
+        url = it.url
+    with ExitStack() as closing, pytest.raises(ConnectionError):
+        served(url, None, tmp_path, closing)(PROMPTS, RESPONSES)
