@@ -870,6 +870,8 @@ def _rewards(judged: Judged, out: Path, closing: ExitStack) -> Callable[[str], A
     from labeler.spending import Meter, Spending
 
     labelers = [name for name in judged.of if name.partition(":")[0] in KINDS]
+    if not labelers and (judged.task or judged.base_url or judged.price or judged.budget is not None):
+        raise UsageError("reward.task, .base_url, .price and .budget belong to a labeler; reward.of has none")
     if len(labelers) > 1 and (judged.base_url or judged.price):
         raise UsageError(f"reward.base_url and reward.price belong to one labeler; reward.of has {', '.join(labelers)}")
     processes, rank = (os.environ.get(each) for each in ("WORLD_SIZE", "RANK"))  # under torchrun each has its part

@@ -69,6 +69,11 @@ class RewardClient:
     )
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
+    def __post_init__(self) -> None:
+        place = urlsplit(self.url)
+        if place.scheme not in {"http", "https"} or not place.hostname:
+            raise ValueError(f"{self.url!r} is no address of a server; expected http://HOST:PORT")
+
     def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         """One reward in [-1, 1] for each response, None where there is none."""
         return [each.reward for each in self.ask(items(prompts, responses))]
@@ -121,7 +126,7 @@ class RewardClient:
             if left <= 0 or asked.take(*self._post(asked.body(left), left)):
                 break
             time.sleep(max(0.0, min(pause, end - time.monotonic())))
-        return asked.answers
+        return asked.given_up()
 
     async def _apiece(self, piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
         asked, end = _Asked(piece), time.monotonic() + self.timeout
@@ -130,7 +135,7 @@ class RewardClient:
             if left <= 0 or asked.take(*await self._apost(asked.body(left), left)):
                 break
             await asyncio.sleep(max(0.0, min(pause, end - time.monotonic())))
-        return asked.answers
+        return asked.given_up()
 
     def _headers(self) -> dict[str, str]:
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
@@ -172,7 +177,9 @@ class RewardClient:
 
 
 def items(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[dict[str, Any]]:
-    """Items of `/v1/rewards`; raises ValueError where the two are not of one length."""
+    """Items of `/v1/rewards`; raises ValueError where the two are not of one length, TypeError for a single text."""
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise TypeError("expected a list of prompts and a list of responses")
     if len(prompts) != len(responses):
         raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses")
     return [{"prompt": prompt, "response": response} for prompt, response in zip(prompts, responses, strict=True)]
@@ -267,7 +274,13 @@ def _pauses() -> Any:
 
 
 _told: set[str] = set()
-"""What the log has been told: once is enough for a wrong token, however many batches meet it."""
+
+
+def _tell(message: str) -> None:
+    """Into the log, once: enough for a wrong token, however many batches meet it."""
+    if message not in _told:
+        _told.add(message)
+        LOG.warning("no rewards: %s", message)
 
 
 class _Asked:
@@ -280,16 +293,22 @@ class _Asked:
     def body(self, left: float) -> bytes:
         """The server is told to be done a little before the caller gives up."""
         wanted = [self._piece[at] for at in self._open]
-        return json.dumps({"items": wanted, "timeout_s": max(0.1, 0.95 * left)}).encode()
+        told = json.dumps({"items": wanted, "timeout_s": max(0.1, 0.95 * left)}, ensure_ascii=False)
+        return told.encode("utf-8", "replace")  # a lone surrogate has no UTF-8 form; a question mark stands for it
+
+    def given_up(self) -> list[Answer]:
+        """The answers, when nothing more is tried; the log hears of a server that never gave one."""
+        for reason in {self.answers[at].message for at in self._open if self.answers[at].reason == "server"}:
+            _tell(str(reason))
+        return self.answers
 
     def take(self, status: int, body: bytes) -> bool:
         """Whether nothing is to be asked again."""
         found = _read(status, body, len(self._open))
         if isinstance(found, str):
             lasting = bool(status) and status not in AGAIN
-            if lasting and found not in _told:
-                _told.add(found)
-                LOG.warning("no rewards: %s", found)
+            if lasting:
+                _tell(found)
             for at in self._open:
                 self.answers[at] = Answer(None, None, "refused" if lasting else "server", found)
             return lasting

@@ -49,6 +49,8 @@ def open_backend(
         raise BackendError(f"--model {name}: a reward model scores single responses: `rlaif score`, `rlaif serve`")
     if not rest:
         raise BackendError(f"--model {name}: expected KIND:NAME, for example local:smollm2 (`rlaif models` lists them)")
+    if reach.base_url is not None and kind in HERE:
+        raise BackendError(f"--base-url: {name} runs in this process; a server's model is openai:NAME")
     match kind:
         case "local":
             need("local", "torch transformers", "local models")
@@ -110,7 +112,8 @@ def is_reward_model(name: str) -> bool:
     return name.startswith(REWARD)
 
 
-KINDS = ("local", "vllm", "openai", "anthropic", "litellm", "fake")
+HERE = ("local", "vllm", "fake")
+KINDS = (*HERE, "openai", "anthropic", "litellm")
 
 
 def known(name: str) -> None:

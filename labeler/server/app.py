@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from fastapi import APIRouter, FastAPI, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from pydantic_core import to_json
@@ -17,7 +17,7 @@ from pydantic_core import to_json
 from data.errors import RlaifError
 from labeler.server.dialects import DIALECTS
 from labeler.server.gate import Gate
-from labeler.server.wire import JSON, Endpoint, Serving
+from labeler.server.wire import JSON, Endpoint, Serving, problem
 
 ABOUT = """Rewards from an LLM's own probabilities: the expectation over the scores 1 to 10, mapped to [-1, 1].
 
@@ -71,10 +71,16 @@ def app(
 
     made = FastAPI(title="rlaif reward server", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     made.include_router(_probes(serving, state))
+    made.add_exception_handler(404, _missing)
     endpoints = [each for dialect in DIALECTS for each in dialect(serving)]
     made.openapi = lambda: _document(made, endpoints, guarded=token is not None)
     answers = {(each.method, each.path): each.__call__ for each in endpoints}
     return Gate(answers, made, token, largest, patience, serving.core.metrics)
+
+
+async def _missing(_request: Request, _error: Exception) -> Response:
+    told = "nothing is there by this name and method; /openapi.json lists what is"
+    return Response(problem(404, told), 404, media_type=JSON)
 
 
 def _document(made: FastAPI, endpoints: Sequence[Endpoint], *, guarded: bool) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Shaping:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise RlaifError(f"--temperature {self.temperature:g}: expected more than 0")
+            raise RlaifError(f"--sharpness {self.temperature:g}: expected more than 0")
         if self.clip is not None and not self.clip[0] < self.clip[1]:
             raise RlaifError("--clip expects LOW HIGH with LOW < HIGH, for example -1 1")
         if self.weights and (min(self.weights) < 0 or sum(self.weights) <= 0):
@@ -101,6 +101,12 @@ class Rewarding:
     def __post_init__(self) -> None:
         if (self.on_failure == "fallback") != (self.fallback is not None):
             raise RlaifError("--fallback MODEL and --on-failure fallback belong together")
+        if self.rule == "safety-first" and self.weights:
+            raise RlaifError("--weights belongs to --rule sum: safety-first takes one reward or the other")
+        if self.rule == "sum" and self.unsafe != UNSAFE:
+            raise RlaifError("--unsafe belongs to --rule safety-first")
+        if not 0 < self.unsafe < 1:
+            raise RlaifError(f"--unsafe {self.unsafe:g}: expected 0 to 1")
         if not 0 <= self.least_mass < 1:
             raise RlaifError(f"--least-mass {self.least_mass:g}: expected 0 to 1")
 

@@ -7,7 +7,7 @@ import ipaddress
 import logging
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -36,6 +36,9 @@ from prompts.task import Task, load
 
 T = TypeVar("T")
 
+BACKLOG = 4096
+"""Connections that wait to be accepted."""
+
 BODY = 30.0
 """Seconds within which a request must have been sent."""
 
@@ -63,6 +66,8 @@ def serve(
     with _socket(listening.host, listening.port) as taken:
         web = application(model, listening, rewarding, token)
         host, port = listening.host, taken.getsockname()[1]
+        with _taking(host, port):  # not before: who connects to a server that loads its model would wait unheard
+            taken.listen(BACKLOG)
         shown = f"[{host}]" if ":" in host else host
         what = ", ".join(model.tasks) or "rewards"
         tell(f"{what} on {model.name}: http://{shown}:{port}/ (status), /v1/rewards, /ready")
@@ -74,7 +79,7 @@ def serve(
             log_level="error",
             access_log=False,
             server_header=False,
-            backlog=4096,
+            backlog=BACKLOG,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=int(listening.stop_within),
         )
@@ -218,7 +223,8 @@ def _journal(model: Model, rewarding: Rewarding) -> Journal | None:
         return Journal(path, "served")
     except FileError as error:
         raise RlaifError(
-            f"{error}. Is another server of this model and task running? --kept memory does without"
+            f"answers cannot be kept: {error}. Is another server of this model and task running? RLAIF_CACHE=DIR gives"
+            " this one a folder of its own, --kept memory does without"
         ) from None
 
 
@@ -239,13 +245,13 @@ def _check_tasks(model: Model, rewarding: Rewarding) -> None:
         plain = Rewarding(on_failure=rewarding.on_failure, fallback=rewarding.fallback, clip=rewarding.clip)
         if model.tasks or model.also or replace(rewarding, kept="auto") != plain:
             raise RlaifError(
-                f"--model {model.name}: a reward model gives its own number: of --task, --also and what rewards are"
-                " made of it takes --clip and --on-failure alone"
+                f"--model {model.name}: a reward model is asked no question; leave out --task and --also, and of the"
+                " options of the reward all but --clip and --on-failure"
             )
         return
     count = len(model.tasks)
     if not count:
-        raise RlaifError("--task: expected at least one")
+        raise RlaifError("--task: expected at least one (`rlaif tasks` lists them)")
     if len(set(model.tasks)) < count:
         raise RlaifError("--task: each task once")
     if rewarding.weights and len(rewarding.weights) != count:
@@ -255,10 +261,22 @@ def _check_tasks(model: Model, rewarding: Rewarding) -> None:
 
 
 def _socket(host: str, port: int) -> socket.socket:
+    """Taken, so that nothing is loaded in vain, and not listening yet."""
+    taken = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with _taking(host, port):
+        try:
+            taken.bind((host, port))
+        except OSError:
+            taken.close()
+            raise
+    return taken
+
+
+@contextlib.contextmanager
+def _taking(host: str, port: int) -> Generator[None]:
     try:
-        return socket.create_server(
-            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096
-        )
+        yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise RlaifError(f"cannot listen on {host}, port {port}: {reason}; choose another --port or --host") from None

@@ -144,6 +144,7 @@ STATUSES = {
     400: "the caller hung up while sending",
     401: "no token, or a wrong one",
     403: "a page in a browser asked",
+    404: "nothing is there, or not by this method",
     408: "the body did not come in time",
     413: "too large",
     422: "the body is not what is expected",

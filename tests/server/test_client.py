@@ -196,6 +196,30 @@ def test_many_come_back_in_their_order(kind, server):
 
 
 @both
+def test_a_lone_surrogate_costs_no_other_item_its_reward(kind, server):
+    assert None not in ask(kind, RewardClient(server.url), ["\ud800", "ok", "🦊"])
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8300", "localhost:8300", "htp://127.0.0.1:8300", "", "http://"])
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(ValueError, match="expected http://HOST:PORT"):
+        RewardClient(url)
+
+
+def test_a_single_text_is_not_taken_for_a_list_of_letters():
+    with pytest.raises(TypeError, match="list"):
+        RewardClient("http://127.0.0.1:1").rewards("abc", "xyz")
+
+
+@both
+def test_a_server_that_never_answers_is_told_once_in_the_log(kind, caplog):
+    url = f"http://127.0.0.1:{free_port()}"
+    for _ in range(3):
+        ask(kind, RewardClient(url, timeout=0.1), ["r"])
+    assert caplog.text.count("no rewards: ") == 1
+
+
+@both
 def test_large_texts_go_as_several_requests_that_the_server_takes(kind, server):
     """Together they are more than --largest-body, 16 MiB."""
     texts = [f"{at}" + "ü" * 150_000 for at in range(20)]

@@ -205,7 +205,7 @@ def test_a_reward_model_takes_no_option_that_is_about_tasks(more, judge, tmp_pat
     with pytest.raises(SystemExit) as ended:
         rlaif.main(["serve", "--model", f"reward:{judge}", "--port", "0", *more])
     assert ended.value.code == 1
-    assert "--clip and --on-failure" in capsys.readouterr().err
+    assert "leave out --task" in capsys.readouterr().err
 
 
 def test_a_reward_model_ranks_by_its_rewards_and_has_no_bounds_to_its_reward(scored, judge, tmp_path):
