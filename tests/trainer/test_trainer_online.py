@@ -19,7 +19,7 @@ from threading import Event, Thread
 
 import pytest
 import torch
-from tiny_runs import Done, ended, environment, forked, lines, ran, written
+from tiny_runs import KIND, RUDE, Done, ended, environment, forked, lines, ran, written
 
 from lm.rows import Tokens
 from trainer.config import Hir, Judged, Rest, TrainingError
@@ -36,6 +36,17 @@ ALL = ("ppo", "reinforce", "grpo", "rejection", "rest", "hir")
 def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"prompt": f"question number {n}, is it good?"} for n in range(40)]
     return written(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", rows)
+
+
+@pytest.fixture(scope="module")
+def taught(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model after SFT: a policy that answers with what it was shown, kind or rude."""
+    folder = tmp_path_factory.mktemp("taught")
+    said = [*KIND, *RUDE]
+    rows = ({"prompt": f"question number {n}, is it good?", "response": said[n % len(said)]} for n in range(60))
+    words = ["sft", "--data.train", written(folder / "shown.jsonl", rows), "--model.name", tiny, "--run.out", "run"]
+    ran([*words, "--optim.steps", 60, "--optim.lr", 3e-3, "--optim.batch", 10, "--json"], folder)
+    return folder / "run/model"
 
 
 USUAL = {
@@ -135,12 +146,13 @@ def test_ptx_is_learned_beside_and_without_weight_is_not_there(tmp_path, tiny, p
 @pytest.mark.training
 @pytest.mark.parametrize("algorithm", ["ppo", "reinforce", "grpo", "rejection"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, tiny, prompts, algorithm, seed):
+def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, taught, prompts, algorithm, seed):
     more = ("--rollout.samples", 8, "--rollout.prompts", 16, "--run.seed", seed, "--run.evaluate-every", 30)
+    more += ("--optim.lr", 1e-3)
     more += ("--data.heldout", prompts.parent / "heldout.jsonl")
     rows = [{"prompt": f"an unknown thing, number {n}, is it?"} for n in range(60)]
     written(prompts.parent / "heldout.jsonl", rows)
-    found = ran(words(algorithm, tiny, prompts, *more, steps=30), tmp_path)
+    found = ran(words(algorithm, taught, prompts, *more, steps=30), tmp_path)
     assert found["reward"]["low"] > found["before"]["high"], found
     assert all(math.isfinite(line["grad_norm"]) for line in lines(tmp_path / "run") if "grad_norm" in line)
 
@@ -237,11 +249,11 @@ class Passing(BaseHTTPRequestHandler):
 
 
 @pytest.mark.training
-def test_ppo_learns_over_http_while_a_third_of_the_rewards_fails(tmp_path, tiny, prompts, judge):
+def test_ppo_learns_over_http_while_a_third_of_the_rewards_fails(tmp_path, taught, prompts, judge):
     with serving(judge, tmp_path) as port, Unreliable(port) as proxy:
         Thread(target=proxy.serve_forever, daemon=True).start()
         of = ("--reward.of", f"http://127.0.0.1:{proxy.server_address[1]}", "--run.evaluate-every", 20)
-        found = ran(words("ppo", tiny, prompts, *of, "--rollout.samples", 8, steps=20), tmp_path)
+        found = ran(words("ppo", taught, prompts, *of, "--rollout.samples", 8, steps=20), tmp_path)
         proxy.shutdown()
     assert found["reward"]["value"] > found["before"]["value"]
     shares = [line["rewarded"] for line in lines(tmp_path / "run") if "loss" in line]
