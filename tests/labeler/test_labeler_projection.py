@@ -35,7 +35,8 @@ def rows(count: int) -> list[Comparison]:
 
 
 def job(model: str, out: Path, url: str | None, **options: Any) -> Job:
-    reach = Reach(url, {"openai": "sk-test", "anthropic": "sk-test"}, price=PRICE)
+    own = None if model.startswith("fake:") else url
+    reach = Reach(own, {"openai": "sk-test", "anthropic": "sk-test"}, price=PRICE)
     running = Running(dry_run=options.pop("dry_run", None))
     return Job("rows", "helpfulness", model, out, out.parent, Options(**options), running, reach)
 
