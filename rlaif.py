@@ -311,8 +311,10 @@ def ablate(
     from evaluator.ablation import compare, markdown
     from evaluator.commands import Looking
     from labeler.grid import grid
+    from labeler.opening import HERE
 
-    running = running or Running()
+    running, remote = running or Running(), remote or Remote()
+    inside = replace(remote, base_url=None)  # a grid may have models of this process beside a server's
     cells = grid(_words(tasks), _words(models), _numbers("--shots", shots), cot, _numbers("--samples", samples))
     asked = [
         Asking(
@@ -321,7 +323,7 @@ def ablate(
             out=out / f"{cell.file}.parquet",
             options=cell.options(options or Alike()),
             running=running,
-            remote=remote or Remote(),
+            remote=inside if cell.model.partition(":")[0] in HERE else remote,
             limits=limits or Limits(),
         )
         for cell in cells

@@ -184,3 +184,21 @@ def test_killed_it_goes_on(it, label, words, tmp_path):
     assert it.seen()["answered_distinct"] == 2 * ROWS
     assert it.seen()["asked_again"] <= 2 * at_once  # a row is two requests, kept together
     nowhere(KEY, tmp_path)
+
+
+def test_a_grid_has_models_of_a_server_beside_those_of_this_process(it, lines, process, tmp_path):
+    """--base-url is the server's; with a single local model it is a mistake."""
+    voted = lines(
+        {"id": f"{n}", "prompt": f"Question {n}?", "responses": ["one", f"two {n}"], "votes": [{"choice": n % 2}]}
+        for n in range(8)
+    )
+    address = ["--base-url", f"{it.url}/v1", "--out"]
+    grid = ["-m", "rlaif", "ablate", voted, "--tasks", "helpfulness", "--models", "openai:gpt-4o,fake:longer"]
+    done = process(*grid, *address, "grid", OPENAI_API_KEY=KEY)
+    assert done.status == 0, done.err
+    assert len(list((tmp_path / "grid").glob("*.parquet"))) == 2
+    alone = process(
+        "-m", "rlaif", "label", voted, "--task", "helpfulness", "--model", "fake:longer", *address, "x.jsonl"
+    )
+    assert alone.status == 1
+    assert "--base-url: fake:longer runs in this process" in alone.err
