@@ -216,8 +216,8 @@ def test_three_ways_to_one_model_give_the_same_labels(cache, dtype, tolerance):
     ]
     process, url = served(cache, dtype)
     found = {}
-    for name in ("local:smollm2", "vllm:smollm2", "openai:smollm2"):
-        backend = open_backend(name, cache=cache, dtype=dtype, device="cpu", reach=Reach(url))
+    for name, reach in (("local:smollm2", None), ("vllm:smollm2", None), ("openai:smollm2", Reach(url))):
+        backend = open_backend(name, cache=cache, dtype=dtype, device="cpu", reach=reach)
         labels = run(lambda backend=backend: backend, lambda it: Labeler(load("helpfulness"), it, Options())(rows))
         found[name] = [label.p for label in labels]
     process.terminate()
