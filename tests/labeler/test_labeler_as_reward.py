@@ -20,20 +20,26 @@ from labeler.spending import BudgetError, Meter, Spending
 PROMPTS, RESPONSES = ["How do magnets work?"] * 3, ["By spinning electrons.", "Magic.", ""]
 
 
-def asked(url: str, cache: Path, closing: ExitStack, price: Price | None, budget: float | None):
-    spending = Spending(Meter(), budget)
-    reach = Reach(f"{url}/v1", {"openai": "sk-test"}, price=price, spending=spending)
-    name = "openai:gpt-4o"
-    found = rewards(
+def made(
+    name: str, cache: Path, closing: ExitStack, *, task: str = "", reach: Reach | None = None, token: str | None = None
+):
+    """The reward of that name, as a trainer has it made."""
+    return rewards(
         name,
-        task="helpfulness",
+        task=task,
         cache=cache,
-        reach=reach,
-        token=None,
+        reach=reach or Reach(),
+        token=token,
         patience=5,
         journal=cache / "answers",
         closing=closing,
     )
+
+
+def asked(url: str, cache: Path, closing: ExitStack, price: Price | None, budget: float | None):
+    spending = Spending(Meter(), budget)
+    reach = Reach(f"{url}/v1", {"openai": "sk-test"}, price=price, spending=spending)
+    found = made("openai:gpt-4o", cache, closing, task="helpfulness", reach=reach)
     assert found is not None
     return found, spending.meter
 
@@ -64,16 +70,7 @@ def test_a_budget_without_a_price_is_refused(tmp_path):
 
 def test_a_labeler_without_a_question_is_refused(tmp_path):
     with ExitStack() as closing, pytest.raises(RlaifError, match=r"which question is it asked\? Say reward.task"):
-        rewards(
-            "fake:noise",
-            task="",
-            cache=tmp_path,
-            reach=Reach(),
-            token=None,
-            patience=1,
-            journal=tmp_path / "answers",
-            closing=closing,
-        )
+        made("fake:noise", tmp_path, closing)
 
 
 def test_an_answer_is_paid_for_once_also_after_a_new_start(tmp_path):
@@ -102,16 +99,7 @@ def test_closing_ends_a_question_that_is_under_way(tmp_path):
 
 
 def served(url: str, token: str | None, cache: Path, closing: ExitStack):
-    found = rewards(
-        url,
-        task="",
-        cache=cache,
-        reach=Reach(),
-        token=token,
-        patience=5,
-        journal=cache / "answers",
-        closing=closing,
-    )
+    found = made(url, cache, closing, token=token)
     assert found is not None
     return found
 
