@@ -18,7 +18,7 @@ from provider_answers import Question, answers_to
 from provider_faults import PAGE, spoiled
 from provider_replies import JSON, RefusedError, Reply, json_reply
 from provider_settings import REFUSALS, WIRE
-from provider_state import State
+from provider_state import Seen, State
 from pydantic_core import from_json
 
 GONE = "disconnect"
@@ -36,6 +36,8 @@ class Call:
     kind: str
     id: str
     key: str
+    seen: Seen
+    """Where it is counted: a request that outlives a reset is no part of what is counted after it."""
     question: Question | None = None
 
 
@@ -54,8 +56,8 @@ async def handle(state: State, request: web.BaseRequest) -> web.StreamResponse:
     wire = provider_anthropic if anthropic else provider_openai
     route, identity = _route(request.method, path)
     kind, act = ROUTES.get(route, ("", None))
-    call = Call(state, request, wire, route, kind, identity, wire.key_of(headers))
     seen = state.seen
+    call = Call(state, request, wire, route, kind, identity, wire.key_of(headers), seen)
     seen.keys[call.key] += 1
     if kind == "ask":
         seen.in_flight += 1
@@ -64,7 +66,7 @@ async def handle(state: State, request: web.BaseRequest) -> web.StreamResponse:
         return await _answered(call, act)
     finally:
         if kind == "ask":
-            state.seen.in_flight -= 1
+            seen.in_flight -= 1
 
 
 async def _answered(call: Call, act: Act | None) -> web.StreamResponse:
@@ -77,7 +79,7 @@ async def _answered(call: Call, act: Act | None) -> web.StreamResponse:
     except (ConnectionError, web.RequestPayloadError):
         return _closed(call)
     except Exception:
-        call.state.seen.bugs.append(traceback.format_exc())
+        call.seen.bugs.append(traceback.format_exc())
         refused = RefusedError(500, "A bug of the stand-in: see /_seen", "bug")
         reply, fault = call.wire.refusal(refused, ""), None
     if fault == "slow":
@@ -92,7 +94,7 @@ async def _replied(call: Call, act: Act | None) -> tuple[Reply, str | None]:
         raise RefusedError(404, f"Unknown request URL: {call.request.method} {call.request.path}.")
     if call.kind == "ask":
         call.question = call.wire.read(await _json(call), call.state.settings, call.request.headers)
-        call.state.seen.question(call.question.key)
+        call.seen.question(call.question.key)
     fault = _fault(call)
     if fault in REFUSALS:
         raise call.wire.fault_error(fault, call.state.settings)
@@ -110,7 +112,7 @@ async def _ask(call: Call, fault: str | None) -> Reply:
         raise refused
     if settings.latency:
         await asyncio.sleep(settings.latency)
-    again = state.seen.answered[question.key] if settings.vary_repeats else 0
+    again = call.seen.answered[question.key] if settings.vary_repeats else 0
     answers = answers_to(question, again * question.n)
     body = call.wire.body_of(question, spoiled(answers, fault), state.caches, settings)
     headers = call.wire.id_header(state.fresh("req_"))
@@ -153,7 +155,7 @@ async def _delivered(call: Call, reply: Reply, fault: str | None) -> web.StreamR
     elif fault in ("truncated", "empty"):
         reply.body = reply.body[: len(reply.body) // 2] if fault == "truncated" else b""
     elif reply.answers:
-        call.state.seen.answered[reply.answers] += 1
+        call.seen.answered[reply.answers] += 1
     _count(call, str(reply.status))
     return web.Response(body=reply.body, status=reply.status, headers=reply.headers)
 
@@ -179,7 +181,7 @@ def _closed(call: Call) -> web.StreamResponse:
 
 
 def _count(call: Call, status: str) -> None:
-    call.state.seen.requests[call.route][status] += 1
+    call.seen.requests[call.route][status] += 1
 
 
 def _route(method: str, path: str) -> tuple[str, str]:

@@ -88,5 +88,4 @@ class State:
         if forget or {"rpm", "tpm", "burst_seconds"} & set(changes):
             self.limits = Limits()
         if forget:
-            in_flight = self.seen.in_flight
-            self.seen, self.faults, self.caches = Seen(in_flight=in_flight), Faults(), Caches()
+            self.seen, self.faults, self.caches = Seen(), Faults(), Caches()
