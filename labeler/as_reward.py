@@ -61,10 +61,18 @@ def rewards(
     return labeler
 
 
+AWAY = frozenset({"connection", "stopped", "overloaded", "rate_limit", "server"})
+"""Reasons that are the server's and not a response's: whoever is patient has the reward later."""
+
+
 def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[float | None]:
-    """The rewards. Raises ConnectionError where there are none and all may be there a moment later."""
-    if found and all(each is None for each in found) and set(reasons) <= PASSING | {"server"}:
-        raise ConnectionError(f"{len(found)} responses, {', '.join(sorted({str(each) for each in reasons}))}")
+    """The rewards. Raises ConnectionError where nobody was there for some of them (who asks again has the others from
+    the journal, or from the server's), or where all of several failed in a way that passes.
+    """
+    failed = {each for each in reasons if each is not None}
+    nothing = len(found) > 1 and all(each is None for each in found)
+    if failed & AWAY or (nothing and failed <= PASSING):
+        raise ConnectionError(f"{sum(each is None for each in found)} of {len(found)}: {', '.join(sorted(failed))}")
     return found
 
 

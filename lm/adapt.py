@@ -43,6 +43,21 @@ def with_lora(
         raise ModelError("model.lora needs peft: pip install 'rlaif-service[train]'") from None
     linear = [name for name, each in model.base_model.named_modules() if isinstance(each, nn.Linear)]
     kinds = sorted({name.rpartition(".")[2] for name in linear})
+    known = [name for name, each in model.named_modules() if isinstance(each, nn.Linear | nn.Embedding)]
+    unknown = [target for target in targets if not any(_ends(name, target) for name in known)]
+    if unknown:
+        raise ModelError(
+            f"model.lora_targets {' '.join(unknown)}: no linear layer of the model has such a name; it has"
+            f" {', '.join(kinds)}"
+        )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if ends[1] is not None and ends[0].weight is ends[1].weight:
+        one = [name for name, each in model.named_modules() if each in ends]
+        if shared := [target for target in targets if any(_ends(name, target) for name in one)]:
+            raise ModelError(
+                f"model.lora_targets {' '.join(shared)}: the embedding and the head of this model are one matrix, which"
+                " an adapter on one of them would tear apart"
+            )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # pyright: ignore[reportArgumentType]  peft scales by it as it is
@@ -51,15 +66,14 @@ def with_lora(
         layers_to_transform=list(range(lowest, len(layers(model)))) if lowest else None,
         task_type=TaskType.SEQ_CLS if scored else TaskType.CAUSAL_LM,
     )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
-            return get_peft_model(model, config)
-    except ValueError as error:
-        raise ModelError(
-            f"model.lora_targets {' '.join(targets)}: no linear layer of the model has such a name; it has"
-            f" {', '.join(kinds)}"
-        ) from error
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in a way that will go
+        return get_peft_model(model, config)
+
+
+def _ends(name: str, target: str) -> bool:
+    """Whether peft takes a module of this name for the target."""
+    return name == target or name.endswith(f".{target}")
 
 
 def merged(model: Any) -> Any:

@@ -83,7 +83,8 @@ class Actor(nn.Module):
         device = next(model.parameters()).device
         places, tokens = (torch.tensor(each, device=device) for each in (found.places, found.tokens))
         laid = tree.lay(found.pack, device)
-        if head.is_plain(model):
+        biased = getattr(model.get_output_embeddings(), "bias", None) is not None  # which a temperature divides too
+        if head.is_plain(model) and (temperature == 1 or not biased):
             hidden = _hidden(model, laid)[places]
             own, scaled = model.get_output_embeddings(), hidden / temperature
             likelihoods, entropies = head.foretold(scaled, own, tokens)

@@ -7,8 +7,9 @@ data is encoded apart, so `<|im_end|>` in a response stays the characters it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
@@ -16,6 +17,8 @@ from typing import Any
 Tokens = tuple[int, ...]
 
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
+_DAY = date(2024, 7, 26)
+"""Which Llama 3's template falls back on where it is told no date."""
 _MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
 
 
@@ -65,21 +68,27 @@ class Encoder:
         return head + self._text(system) + between + self._fresh(user) + before + self._text(answer)
 
     def prompt(self, turns: Sequence[tuple[str, str]], limit: int) -> Tokens:
-        """A conversation of (role, content) up to where the answer begins, in at most `limit` tokens: the oldest
-        contents are cut first, at their beginning; what the template writes stays. Raises ValueError where it does not
-        fit, or where the template refuses the order of turns.
+        """A conversation of (role, content) up to where the answer begins, as `fitted` has it."""
+        return self.fitted(turns, limit)[0]
+
+    def fitted(self, turns: Sequence[tuple[str, str]], limit: int) -> tuple[Tokens, bool]:
+        """A conversation in at most `limit` tokens, and whether it was cut: the oldest contents lose their beginning
+        first, a system turn only before the last turn does; what the template writes stays. Raises ValueError where it
+        does not fit, or where the template refuses the order of turns.
         """
         frame = self._frame(tuple(role for role, _ in turns))
         contents = [self._fresh(content) for _, content in turns]
         excess = sum(map(len, (*frame.own, *contents))) - limit
-        for at, content in enumerate(contents):
+        cut, last = excess > 0, len(turns) - 1
+        for at in sorted(range(len(turns)), key=lambda at: (at == last, turns[at][0] == "system", at)):
             if excess > 0:
+                content = contents[at]
                 contents[at] = content[min(excess, len(content)) :]
                 excess -= len(content) - len(contents[at])
         if excess > 0:
             raise ValueError("no room is left for the prompt")
         parts = [own + content for own, content in zip(frame.own, [*contents, ()], strict=True)]
-        return tuple(token for part in parts for token in part)
+        return tuple(token for part in parts for token in part), cut
 
     def answer(self, text: str, roles: Sequence[str] = ("user",)) -> Tokens:
         """An answer's tokens, with the one that ends it."""
@@ -97,7 +106,7 @@ class Encoder:
         marks = [f"\ue000{at}\ue000" for at in range(len(roles) + 1)]
         turns = [{"role": role, "content": mark} for role, mark in zip((*roles, "assistant"), marks, strict=True)]
         try:
-            text = self._tokenizer.apply_chat_template(turns, tokenize=False)
+            text = _rendered(self._tokenizer, turns)
         except Exception as error:  # templates raise what they like
             raise ValueError(f"the model's chat template refuses turns of {', '.join(roles)}: {error}") from error
         pieces: list[Tokens] = []
@@ -134,6 +143,13 @@ class Encoder:
         return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
 
 
+def _rendered(tokenizer: Any, turns: Sequence[Mapping[str, str]], **how: Any) -> str:
+    """What the template makes of a conversation, always on the same day: some write the date, and a job or a run that
+    goes on tomorrow has to ask what it asked today.
+    """
+    return tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_DAY.strftime, **how)
+
+
 def _template(tokenizer: Any) -> tuple[Tokens, Tokens | None, Tokens] | None:
     """The chat template's own tokens around system, user and answer; None without a template.
 
@@ -144,13 +160,11 @@ def _template(tokenizer: Any) -> tuple[Tokens, Tokens | None, Tokens] | None:
     system, user, answer = _MARKS
     turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
     try:
-        text = tokenizer.apply_chat_template(
-            [{"role": "system", "content": system}, *turns], tokenize=False, continue_final_message=True
-        )
+        text = _rendered(tokenizer, [{"role": "system", "content": system}, *turns], continue_final_message=True)
         head, rest = text.split(system)
         between, rest = rest.split(user)
     except Exception:  # templates raise what they like when they take no system turn
-        text = tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True)
+        text = _rendered(tokenizer, turns, continue_final_message=True)
         head, rest = text.split(user)
         between = None
     before = rest.split(answer)[0]

@@ -156,7 +156,7 @@ class _Chance:
 
 
 def _stopped(tokenizer: Any, tokens: Sequence[int], stop: Sequence[str]) -> bool:
-    tail = _text(tokenizer, tokens[-TAIL:])
+    tail = _text(tokenizer, tokens[-max(TAIL, *(len(each.encode()) for each in stop)) :])  # a token is a byte at least
     return any(each in tail for each in stop)
 
 

@@ -68,11 +68,11 @@ def whitened(x: Tensor, *, shift: bool = True) -> Tensor:
 
 def leave_one_out(rewards: Tensor, groups: Sequence[int]) -> Tensor:
     """Each answer's reward less the mean of the others to its prompt, (A,): RLOO (Ahmadian et al. 2024). An answer that
-    stands alone has nothing to be held against: 0.
+    stands alone, or is worth what all others are, teaches nothing: 0.
     """
     return torch.cat(
         [
-            (each - (each.sum() - each) / (len(each) - 1)) if len(each) > 1 else torch.zeros_like(each)
+            torch.zeros_like(each) if equal(each) else each - (each.sum() - each) / (len(each) - 1)
             for each in rewards.split(list(groups))
         ]
     )

@@ -72,6 +72,8 @@ def build(config: Config, cache: Path, *, alone: bool = False) -> Built:
             layer.compile(dynamic=True)
     if not alone:
         parallel.shard(module, layers, device)
+    if parallel.rank():  # now that all have the same model: dropout of their own
+        torch.manual_seed(config.run.seed + 1_000_003 * parallel.rank())
     tokens = config.run.tokens or (GPU_TOKENS if device.type == "cuda" else CPU_TOKENS)
     return Built(replace(loaded, model=model), module, Passes(device, tokens, own.dtype == "bfloat16"))
 
@@ -116,6 +118,7 @@ def _reference(
     kind = "bf16" if built.passes.bfloat16 else "fp32"
     if chosen.reference is not None:
         other = load_trainable(chosen.reference, cache=cache, device=config.model.device, head="language")
+        suits(built.loaded, other, "algorithm.reference", chosen.reference)
         model, identity = (
             LogProbabilities(other.model.to(built.passes.device).requires_grad_(requires_grad=False)),
             other.identity,
@@ -136,6 +139,16 @@ def _reference(
             )
         model = copy.deepcopy(policy).requires_grad_(requires_grad=False)
     return reference.online(model, built.passes)
+
+
+def suits(policy: LanguageModel, other: LanguageModel, field: str, name: str) -> None:
+    """See that another model reads the policy's tokens as the policy does. Raises TrainingError."""
+    if other.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
+        raise TrainingError(
+            f"{field} {name}: has another tokenizer than the model: the same text is other tokens to it"
+        )
+    if other.context < policy.context:
+        raise TrainingError(f"{field} {name}: reads {other.context} tokens at once, the model {policy.context}")
 
 
 def _unadapted(built: Built, policy: LogProbabilities) -> reference.Reference:

@@ -45,6 +45,8 @@ class Model:
     def __post_init__(self) -> None:
         if self.lora < 0 or self.freeze < 0:
             raise TrainingError("model.lora and model.freeze must not be negative")
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            raise TrainingError(f"model.lora_alpha {self.lora_alpha:g}: expected more than 0")
         if not 0 <= self.lora_dropout < 1:
             raise TrainingError(f"model.lora_dropout {self.lora_dropout:g}: expected 0 to less than 1")
         if not self.lora and (self.lora_targets or self.lora_alpha is not None or self.lora_dropout):
@@ -107,7 +109,9 @@ class Optim:
     def __post_init__(self) -> None:
         if not 0 < self.lr < math.inf:
             raise TrainingError(f"optim.lr {self.lr:g}: expected more than 0")
-        if self.clip < 0 or self.weight_decay < 0 or not all(0 <= each < 1 for each in self.betas):
+        if not (0 <= self.clip < math.inf and 0 <= self.weight_decay < math.inf) or not all(
+            0 <= each < 1 for each in self.betas
+        ):
             raise TrainingError("optim.clip and optim.weight_decay must not be negative; optim.betas lie in [0, 1)")
         if self.batch < 1 or (self.steps is not None and self.steps < 1) or not 0 < self.epochs < math.inf:
             raise TrainingError("optim.batch, optim.steps and optim.epochs must be more than 0")
@@ -247,6 +251,8 @@ class Rollout:
     def __post_init__(self) -> None:
         if min(self.prompts, self.samples, self.max_tokens) < 1 or self.rows < 0:
             raise TrainingError("rollout.prompts, samples and max_tokens must be at least 1, rows at least 0")
+        if not math.isfinite(self.unended):
+            raise TrainingError(f"rollout.unended {self.unended:g}: expected a number")
         if any(not each for each in self.stop):
             raise TrainingError("rollout.stop: an empty text ends every response at once")
         if self.engine not in {"here", "vllm"} and not self.engine.startswith(("http://", "https://")):
@@ -293,6 +299,12 @@ class Judged:
             raise TrainingError("reward.rule safety-first needs two in reward.of: helpfulness, then safety")
         if self.weights and len(self.weights) != len(self.of):
             raise TrainingError(f"reward.weights: {len(self.weights)} for {len(self.of)} in reward.of")
+        if not all(map(math.isfinite, self.weights)):
+            raise TrainingError("reward.weights: expected numbers")
+        if not 0 <= self.patience < math.inf:
+            raise TrainingError(f"reward.patience {self.patience:g}: expected seconds, 0 or more")
+        if not 0 <= self.unsafe <= 1:
+            raise TrainingError(f"reward.unsafe {self.unsafe:g}: expected a probability, 0 to 1")
 
 
 Critic = Literal["trunk", "model", "reward"]
@@ -340,6 +352,11 @@ class Ppo:
         _not_negative(self, "beta", "value_weight", "entropy", "ptx")
         if not (0 < self.gamma <= 1 and 0 <= self.lam <= 1):
             raise TrainingError("algorithm.gamma lies in (0, 1], algorithm.lam in [0, 1]")
+        for name in ("target", "stop"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        if self.target is not None and not self.beta:
+            raise TrainingError("algorithm.beta 0: there is nothing to adapt to algorithm.target; begin with e.g. 0.05")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,6 +461,8 @@ class Hir:
     def __post_init__(self) -> None:
         _positive(self, "epochs")
         _not_negative(self, "contrast", "entropy")
+        if not math.isfinite(self.threshold):
+            raise TrainingError(f"algorithm.threshold {self.threshold:g}: expected a number")
         if not 0 <= self.smoothing < 0.5:
             raise TrainingError(f"algorithm.smoothing {self.smoothing:g}: expected 0 to less than .5")
         if self.right.strip() == self.wrong.strip():
@@ -485,6 +504,11 @@ class Config:
             return
         if self.data.labels is not None or self.data.heldout_labels is not None:
             raise TrainingError("data.labels: prompts alone are read here; labels teach reward, dpo, cpl and sft")
+        count = self.rollout.prompts * self.rollout.samples
+        if isinstance(self.algorithm, Ppo) and self.algorithm.target is not None and self.algorithm.horizon < count:
+            raise TrainingError(
+                f"algorithm.horizon {self.algorithm.horizon:g}: a round has {count} responses already; expected more"
+            )
         if isinstance(self.algorithm, Grpo) and self.rollout.samples < 2:
             raise TrainingError(
                 f"rollout.samples {self.rollout.samples}: at least 2: a response is compared to its prompt's others"

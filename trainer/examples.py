@@ -5,14 +5,14 @@ Pure data, no tokens: the texts as they stand, and for each pair how surely the 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from typing import Literal, TypeVar
 
 from data import reading
+from data.errors import RowError
 from data.labels import judgements
 from data.records import (
     MARGINS_LARGE,
@@ -25,7 +25,7 @@ from data.records import (
     Vote,
     fingerprint,
 )
-from data.sources.chosen_rejected import place
+from data.sources.shape import number
 from trainer.config import TrainingError
 
 T = TypeVar("T")
@@ -117,6 +117,8 @@ def preferences(
         pairs = tuple(_with_margin(pair, row, margins) for pair in pairs)
         if pairs:
             found.examples.append(Example(row.id, row.prompt, row.responses, pairs))
+        elif not row.votes and "p" in row.meta:
+            found.unusable["a column `p` without votes, which is read beside chosen and rejected only"] += 1
         else:
             found.unusable["an exact tie, or nobody said which is better"] += 1
     if margins != "none" and found.examples and not any(pair.margin for each in found.examples for pair in each.pairs):
@@ -205,20 +207,9 @@ def _of_answer(answer: Label | Ranking) -> tuple[Pair, ...]:
 
 
 def _of_votes(row: Comparison) -> tuple[Pair, ...]:
-    """The share of voters for each of two responses; a tie is half a vote for both. A training file's own `p` is of its
-    chosen response.
-    """
-    own = row.meta.get("p")
-    if isinstance(own, float | int) and 0 <= own <= 1 and len(row.responses) == 2:
-        chosen = _chosen(row)
-        return _pairs([(chosen, 1 - chosen, float(own))])
+    """The share of voters for each of two responses; a tie is half a vote for both."""
     found = [(i, j, _share(row.votes, i, j)) for i, j in combinations(range(len(row.responses)), 2)]
     return _pairs((i, j, share) for i, j, share in found if share is not None)
-
-
-def _chosen(row: Comparison) -> int:
-    vote = row.votes[0].choice if row.votes else place(row.id)
-    return vote if isinstance(vote, int) else 0
 
 
 def _share(votes: Sequence[Vote], i: int, j: int) -> float | None:
@@ -240,11 +231,27 @@ def _with_margin(pair: Pair, row: Comparison, margins: Margins) -> Pair:
     if margins == "none":
         return pair
     if margins == "column":
-        value = row.meta.get("margin")
-        margin = float(value) if isinstance(value, float | int) else 0.0
-        if not 0 <= margin < math.inf:
-            raise TrainingError(f"{row.id}: margin {margin:g}: expected at least 0, on the preferred response's side")
-        return Pair(pair.first, pair.second, pair.p, margin)
+        return replace(pair, margin=_margin(row) if _preferred(row, pair) else 0.0)
     table = MARGINS_SMALL if margins == "small" else MARGINS_LARGE
     told = [table[vote.strength] for vote in row.votes if vote.choice == pair.first and vote.strength is not None]
-    return Pair(pair.first, pair.second, pair.p, sum(told) / len(told) if told else 0.0)
+    return replace(pair, margin=sum(told) / len(told) if told else 0.0)
+
+
+def _margin(row: Comparison) -> float:
+    value = row.meta.get("margin")
+    try:
+        margin = 0.0 if value is None or value == "" else number(value, "margin")
+    except RowError as error:
+        raise TrainingError(f"{row.id}: {error}") from None
+    if margin < 0:
+        raise TrainingError(f"{row.id}: margin {margin:g}: expected at least 0, on the preferred response's side")
+    return margin
+
+
+def _preferred(row: Comparison, pair: Pair) -> bool:
+    """Whether the better of a pair is who a row's own margin is for: whom its votes prefer, or the better of two."""
+    if not row.votes:
+        return len(row.responses) == 2
+    i, j = sorted((pair.first, pair.second))
+    share = _share(row.votes, i, j)
+    return share is not None and (share > 0.5 if pair.first == i else share < 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -22,7 +23,12 @@ CONFIG, METRICS, FAILURES, CHECKPOINTS, MODEL, ADAPTER, CARD = (
     "adapter",
     "card.md",
 )
-FREE = frozenset({"tokens", "keep", "checkpointing", "rows", "memory", "handed", "base_url", "budget", "price"})
+FREE = frozenset(
+    {
+        *("run.tokens", "run.keep", "model.checkpointing", "rollout.rows", "rollout.memory", "rollout.handed"),
+        *("reward.base_url", "reward.budget", "reward.price", "reward.patience"),
+    }
+)
 """Settings that change no number: a run may go on with others, say when memory was too small."""
 
 
@@ -55,9 +61,15 @@ def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
 
 
 def _settings(text: str) -> set[str]:
-    """Lines that must be the same; a server may have moved."""
-    lines = (line for line in text.splitlines() if line.partition(" = ")[0] not in FREE)
-    return {"engine = address" if line.startswith('engine = "http') else line for line in lines}
+    """Settings that must be the same, as SECTION.NAME = VALUE; a server may have moved."""
+    found: set[str] = set()
+    section = ""
+    for line in text.splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif f"{section}.{line.partition(' = ')[0]}" not in FREE:
+            found.add(f"{section}.{line}")
+    return {re.sub(r'"https?://[^"]*"', "address", each) for each in found}
 
 
 def replace_text(place: Path, text: str) -> None:

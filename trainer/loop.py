@@ -7,8 +7,8 @@ rows, however they are split into passes or over processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -42,6 +42,20 @@ class Passes:
 
     def precision(self) -> AbstractContextManager[object]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+
+    @contextmanager
+    def room(self, rows: Sequence[Row]) -> Generator[None]:
+        """Where memory may run out, for these rows: raises TrainingError with what to do."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not exhausted(error):
+                raise
+            size = sum(row.size for row in rows)
+            raise TrainingError(
+                f"out of memory on {self.device} with {size} tokens at once: give a smaller --run.tokens "
+                f"(now {self.tokens}), --model.checkpointing, or --model.lora 16; the last checkpoint stays"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -85,7 +99,8 @@ def fit(
         if not math.isfinite(norm):
             optimizer.zero_grad(set_to_none=True)
             raise TrainingError(f"update {number}: the gradient is not a number; rows: {_named(batch)}")
-        optimizer.step()
+        with passes.room(batch):  # the first step makes AdamW's state
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield Update(number, {**metrics, "grad_norm": norm, "lr": rate(number)})
 
@@ -95,19 +110,16 @@ def _accumulate(algorithm: Algorithm[R], batch: Sequence[R], passes: Passes, tim
     weight = sum(map(algorithm.weigh, batch))
     sums: dict[str, float] = {}
     for rows in parallel.mine(pieces(batch, passes.tokens, parallel.world())):
-        try:
-            with passes.precision():
-                values = algorithm.values(rows or batch[:1])
-            loss = values["loss"]
-            weights = torch.tensor([algorithm.weigh(row) for row in rows] or [0.0], device=loss.device)
-            logged = torch.stack([(each.detach().float() * weights).sum() for each in values.values()]).tolist()
-            if rows and not math.isfinite(logged[0]):
-                broken = [row for row, each in zip(rows, loss.tolist(), strict=True) if not math.isfinite(each)]
-                raise TrainingError(f"the loss is not a number; rows: {_named(broken)}")
-            # FSDP averages gradients over processes; their sum is what is meant.
+        with passes.room(rows), passes.precision():
+            values = algorithm.values(rows or batch[:1])
+        loss = values["loss"]
+        weights = torch.tensor([algorithm.weigh(row) for row in rows] or [0.0], device=loss.device)
+        logged = torch.stack([(each.detach().float() * weights).sum() for each in values.values()]).tolist()
+        if rows and not math.isfinite(logged[0]):
+            broken = [row for row, each in zip(rows, loss.tolist(), strict=True) if not math.isfinite(each)]
+            raise TrainingError(f"the loss is not a number; rows: {_named(broken)}")
+        with passes.room(rows):  # FSDP averages gradients over processes; their sum is what is meant.
             ((loss * weights).sum() * (times * parallel.world() / weight)).backward()
-        except RuntimeError as error:
-            raise _explained(error, passes, rows) from error
         for name, each in zip(values, logged, strict=True):
             sums[name] = sums.get(name, 0.0) + each
     return {name: each / weight for name, each in parallel.summed(sums).items()}
@@ -120,7 +132,7 @@ def look(algorithm: Algorithm[R], rows: Sequence[R], passes: Passes) -> dict[str
     found: dict[int, dict[str, float]] = {}
     place = {id(row): at for at, row in enumerate(rows)}
     for piece in parallel.mine(pieces(rows, passes.tokens, parallel.world())):
-        with passes.precision():
+        with passes.room(piece), passes.precision():
             values = algorithm.values(piece or rows[:1])
         for at, row in enumerate(piece):
             found[place[id(row)]] = {name: float(each[at]) for name, each in values.items()}
@@ -170,13 +182,3 @@ def _named(rows: Sequence[Row]) -> str:
 def exhausted(error: RuntimeError) -> bool:
     """Whether it was memory."""
     return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)
-
-
-def _explained(error: RuntimeError, passes: Passes, rows: Sequence[Row]) -> BaseException:
-    if not exhausted(error):
-        return error
-    size = sum(row.size for row in rows)
-    return TrainingError(
-        f"out of memory on {passes.device} with {size} tokens at once: give a smaller --run.tokens "
-        f"(now {passes.tokens}), --model.checkpointing, or --model.lora 16; the last checkpoint stays"
-    )

@@ -189,14 +189,19 @@ class _Course:
         some = _chosen(self._prompts.train, size, number - 1, config.run.seed)
         groups = self._sample(some, number, known)
         sampling = time.monotonic() - began
-        if not any(group.rewarded for group in groups):
+        rewards = [each for group in groups for each in group.rewards]
+        if not rewards:
+            known.forget(number)
             raise TrainingError(
-                f"round {number}: no response has a reward (None, or not a number); the last checkpoint stays"
+                f"round {number}: no response has a reward (None, or not a number); the last checkpoint stays, and"
+                " --resume asks about this round again"
             )
         made = self._method.prepare(number, groups)
         self._drifted(number, made.metrics, groups)
         if made.metrics.get("equal_groups") == 1.0:
             self._tell(f"round {number}: all responses to a prompt have the same reward: nothing is learned from it")
+        elif len(rewards) > 1 and min(rewards) == max(rewards):
+            self._tell(f"round {number}: all responses have the reward {rewards[0]:g}: it tells none from another")
         sums: list[dict[str, float]] = []
         for update in self._learn(number, made.lessons):
             sums.append(update.metrics)
@@ -229,7 +234,8 @@ class _Course:
             at = lesson.rate * self._rate(number)
             yield from fit(
                 self._method.algorithm,
-                zip(numbers, lesson.batches, strict=False),
+                # The batches come first: a number drawn when they are at their end would be lost.
+                ((number, batch) for batch, number in zip(lesson.batches, numbers, strict=False)),
                 self._optimizer,
                 self._built.passes,
                 lambda _number, at=at: at,

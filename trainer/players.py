@@ -14,7 +14,7 @@ from lm.branches import Actor, Values, without_adapters
 from lm.load import load_trainable
 from trainer import parallel
 from trainer.advantages import whitened
-from trainer.build import Built
+from trainer.build import Built, suits
 from trainer.config import Config, Grpo, Hir, Judged, Ppo, Reinforce, Rejection, Rest, TrainingError
 from trainer.experience import Method, Players
 from trainer.grpo import grpo
@@ -91,11 +91,7 @@ def _critic(built: Built, config: Config, cache: Path) -> Values | None:
         if name is None:
             raise TrainingError("algorithm.critic reward: the critic begins as a reward model; reward.of names none")
         loaded = load_trainable(name.removeprefix(REWARD), cache=cache, device=str(built.passes.device), head="score")
-        known, own = (each.get_vocab() for each in (loaded.tokenizer, built.loaded.tokenizer))
-        if known != own:
-            raise TrainingError(
-                f"algorithm.critic reward: {name} has another tokenizer than the policy; take critic model or trunk"
-            )
+        suits(built.loaded, loaded, "algorithm.critic reward with", name)
     model: Any = loaded.model
     if config.model.freeze:
         adapt.freeze(model, config.model.freeze)
@@ -122,8 +118,7 @@ def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Aski
         return _asking(Actor(shared, temperature=temperature).eval(), built.passes)
     device = str(built.passes.device)
     loaded = load_trainable(own or config.model.name, cache=cache, device=device, head="language")
-    if loaded.tokenizer.get_vocab() != built.loaded.tokenizer.get_vocab():
-        raise TrainingError(f"algorithm.reference {own}: has another tokenizer than {config.model.name}")
+    suits(built.loaded, loaded, "algorithm.reference", own or config.model.name)
     model: Any = loaded.model.requires_grad_(requires_grad=False)
     frozen = parallel.shard(Actor(model, temperature=temperature), adapt.layers(model), built.passes.device)
     return _asking(frozen.eval(), built.passes)

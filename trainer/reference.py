@@ -27,7 +27,7 @@ SLICE, EVERY = 4096, 60.0
 def ask(model: LogProbabilities, rows: Sequence[Row], passes: Passes) -> Tensor:
     """The model's log-probability of each answer of the rows, (A,)."""
     laid = laid_out(rows)
-    with passes.precision():
+    with passes.room(rows), passes.precision():
         return totals(model(laid), laid.lengths)
 
 

@@ -60,9 +60,11 @@ def improved(groups: Sequence[Group], config: Rest, step: int) -> list[Row]:
 
 
 def _above(samples: Sequence[Sample], part: float) -> float:
-    """The reward that all but a `part` of the samples exceed; of equal rewards at the edge none is left out, unless all
-    are to be.
+    """What the reward of all but a `part` of the samples exceeds: the highest of those that are left out, so that of
+    equal ones at the edge none stays. The best always do, unless all are equal.
     """
     ordered = sorted(each.reward for each in samples if each.reward is not None)
     left_out = math.floor(part * len(ordered))
-    return math.nextafter(ordered[left_out], -math.inf) if ordered else math.inf
+    edge = ordered[left_out - 1] if left_out else -math.inf
+    lesser = [each for each in ordered if each < ordered[-1]]
+    return min(edge, lesser[-1]) if lesser else edge

@@ -44,6 +44,8 @@ REWARD = "reward:"
 LEAST = 1e-6
 """Probabilities are kept this far from 0 and 1 before their logit is taken."""
 HOUSE = Path(__file__).parent
+FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What does not pass by waiting, of the errors of an operating system."""
 AGAIN = 5.0
 """Seconds between two tries while nothing answers."""
 
@@ -74,7 +76,7 @@ def combined(config: Judged, sources: Sequence[Rewards], patience: Patience) -> 
         return [
             None
             if None in each
-            else math.fsum(w * value for w, value in zip(weights, each, strict=True) if value is not None)
+            else _number("", math.fsum(w * value for w, value in zip(weights, each, strict=True) if value is not None))
             for each in zip(*found, strict=True)
         ]
 
@@ -167,6 +169,8 @@ def _asked(
         except RlaifError:
             raise
         except OSError as error:
+            if isinstance(error, FILES):
+                raise _failed(name, error) from error
             if time.monotonic() >= end or patience.stopped.is_set():
                 raise TrainingError(
                     f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? The last"
@@ -179,10 +183,14 @@ def _asked(
                 told = True
             patience.stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
         except (Exception, SystemExit) as error:
-            raise TrainingError(f"reward.of {name}: {type(error).__name__}: {error}{_place(error)}") from error
+            raise _failed(name, error) from error
     if len(found) != len(responses):
         raise TrainingError(f"reward.of {name}: gave {len(found)} rewards for {len(responses)} responses")
     return [_number(name, each) for each in found]
+
+
+def _failed(name: str, error: BaseException) -> TrainingError:
+    return TrainingError(f"reward.of {name}: {type(error).__name__}: {error}{_place(error)}")
 
 
 def _place(error: BaseException) -> str:

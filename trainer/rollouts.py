@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +86,13 @@ class Known:
         parallel.wait()
         return known
 
+    def forget(self, number: int) -> None:
+        """A round in which nothing has a reward is asked about again when the run goes on."""
+        if parallel.first():
+            kept = [line for line in self.lines() if line["round"] != number]
+            replace_text(self.place, "".join(_written(line) for line in kept))
+        parallel.wait()
+
     def lines(self) -> list[dict[str, Any]]:
         """Each is one line, whatever separators a response holds."""
         return [json.loads(line) for line in self.place.read_text("utf-8").split("\n") if line]
@@ -103,22 +110,13 @@ class Known:
     def add(self, number: int, question: Question, samples: Sequence[Sample], first: int) -> None:
         with self.place.open("a", encoding="utf-8") as file:
             for at, each in enumerate(samples, first):
-                file.write(
-                    json.dumps(
-                        {
-                            "round": number,
-                            "id": question.id,
-                            "sample": at,
-                            "response": each.text,
-                            "tokens": list(each.tokens),
-                            "ended": each.ended,
-                            "reward": each.reward,
-                        },
-                        ensure_ascii=False,
-                    )
-                    + "\n"
-                )
+                about = {"round": number, "id": question.id, "sample": at, "response": each.text}
+                file.write(_written({**about, "tokens": list(each.tokens), "ended": each.ended, "reward": each.reward}))
             file.flush()
+
+
+def _written(line: Mapping[str, Any]) -> str:
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 def sampled(

@@ -24,6 +24,8 @@ class Row:
     prompt: Tokens
     answers: tuple[Tokens, ...]
     pairs: tuple[Pair, ...] = ()
+    cut: bool = False
+    """Whether the prompt lost its beginning."""
 
     @property
     def size(self) -> int:
@@ -65,7 +67,8 @@ def _row(example: Example, encoder: Encoder, most: int, response: int | None) ->
         raise ValueError(f"a response has more than {response} tokens (data.max_response)")
     if longest >= most:
         raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
-    return Row(example.id, encoder.prompt(said, most - longest), answers, example.pairs)
+    prompt, cut = encoder.fitted(said, most - longest)
+    return Row(example.id, prompt, answers, example.pairs, cut)
 
 
 def batch(rows: Sequence[T], size: int, number: int, seed: int) -> list[T]:

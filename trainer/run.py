@@ -281,9 +281,14 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
     unusable = known.unusable + (apart.unusable if apart is not None else type(known.unusable)())
     longest = config.data.max_response
     rows = [encode(side, encoder, most=most, response=longest, failures=failures) for side in sides]
-    if not rows[0]:
-        raise TrainingError(f"{config.data.train}: no row is left to train on: {failures[0].message}")
+    for side, source, use in zip(rows, (config.data.train, config.data.heldout), ("train", "evaluate"), strict=True):
+        if source is not None and not side:
+            raise TrainingError(f"{source}: no row is left to {use} on: {failures[-1].message}")
     notes = [*known.notes, *(apart.notes if apart is not None else ())]
+    if not rows[1]:
+        notes.append("no row is held out to evaluate on (a tenth of so few prompts is none; --data.heldout FILE is)")
+    if cut := sum(row.cut for side in rows for row in side):
+        notes.append(f"{cut} prompts lost their beginning, to fit into {most} tokens (data.max_tokens)")
     if unusable:
         notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
     if not encoder.templated:
@@ -292,7 +297,7 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
             " Assistant:"
         )
     topics = _topics(sides[1], rows[1])
-    digest = hashed([row.key for side in rows for row in side])
+    digest = hashed([known.rater, *(f"{row.id} {row.key} {row.pairs}" for side in rows for row in side)])
     return Teaching(rows[0], rows[1], topics, known.rater, digest, dict(unusable), failures, notes)
 
 

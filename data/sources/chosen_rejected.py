@@ -1,7 +1,8 @@
 """`chosen` and `rejected`, as HH transcripts, message lists, or replies to a `prompt` column.
 
 These files always put the better response first. A labeler that likes the first position must not profit from that, so
-the chosen response is placed by a hash of the row's id.
+the chosen response is placed by a hash of the row's id. A column `p` says how surely the chosen one is better, as
+`rlaif export` writes it.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any, cast
 
 from data.errors import RowError
 from data.records import Comparison, Vote, content_id, fingerprint, make
-from data.sources.shape import Fields, Shape, conversation, has, own_id, rest, text
+from data.sources.shape import Fields, Shape, conversation, has, number, own_id, rest, text
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _ROLES = {HUMAN: "user", ASSISTANT: "assistant"}
-_USED = frozenset({"prompt", "chosen", "rejected"})
+_USED = frozenset({"prompt", "chosen", "rejected", "p"})
 
 
 def _read(fields: Fields) -> Comparison:
@@ -28,10 +29,21 @@ def _read(fields: Fields) -> Comparison:
             "id": identity,
             "prompt": prompt,
             "responses": (chosen, rejected) if index == 0 else (rejected, chosen),
-            "votes": (Vote(choice=index),),
+            "votes": (_vote(index, fields.get("p")),),
             "meta": rest(fields, _USED),
         },
     )
+
+
+def _vote(chosen: int, p: object) -> Vote:
+    """For the chosen response; where the file says how surely it is the better one, for the likelier of the two."""
+    if p is None or p == "":
+        return Vote(choice=chosen)
+    sure = number(p, "p")
+    if not 0 <= sure <= 1:
+        raise RowError(f"p: expected the probability, 0 to 1, that the chosen response is better, got {sure:g}")
+    first = sure if chosen == 0 else 1 - sure
+    return Vote(choice="tie" if first == 0.5 else int(first < 0.5), p=first)
 
 
 def place(identity: str) -> int:

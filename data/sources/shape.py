@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -98,6 +99,18 @@ def text(value: Any, name: str) -> str:
     if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
         return text(cast("list[Any]", value)[0], name)
     raise RowError(f"{name}: expected a text, got {_kind(value)}")
+
+
+def number(value: object, name: str) -> float:
+    """A number, also as the text that a CSV file has."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        try:
+            found = float(value)
+        except ValueError:
+            found = math.nan
+        if math.isfinite(found):
+            return found
+    raise RowError(f"{name}: expected a number, got {str(value)[:40]!r}")
 
 
 def conversation(value: Any) -> str | list[Any]:

@@ -114,9 +114,12 @@ def test_cutting_keeps_the_template_and_the_end_of_the_texts(tokenizer, turns):
         assert len(found) == limit
         assert special(tokenizer, found) == special(tokenizer, empty)
         left, cut = limit - frame, []
-        for content in reversed(contents):
-            cut.insert(0, content[max(0, len(content) - left) :])
+        # The last turn keeps most, then what the system says, then the later of the others.
+        kept = sorted(range(len(turns)), key=lambda at: (at == len(turns) - 1, turns[at][0] == "system", at))
+        for at in reversed(kept):
+            cut.insert(0, contents[at][max(0, len(contents[at]) - left) :])
             left -= len(cut[0])
+        assert encoder.fitted(turns, limit) == (found, limit < len(whole))
         assert sorted(found) == sorted([*empty, *(token for each in cut for token in each)])
         assert tokenizer.decode(list(cut[-1])) in tokenizer.decode(list(found))
     with pytest.raises(ValueError, match="no room is left"):

@@ -332,8 +332,18 @@ def test_rest_takes_what_exceeds_a_threshold_and_an_empty_set_is_an_error():
         improved(groups, config, 2)
 
 
-def test_rest_of_equal_rewards_keeps_all():
-    assert len(improved([group("a", [1.0] * 4)], Rest(thresholds=(0.5,)), 0)) == 4
+@pytest.mark.parametrize("kind", ["percentile", "prompt"])
+def test_rest_of_right_or_wrong_rewards_keeps_no_wrong_one(kind):
+    groups = [group("a", [0.0] * 8 + [1.0] * 2), group("b", [0.0] * 8 + [1.0] * 2)]
+    config = Rest(thresholds=(0.0, 0.5, 0.8, 0.95), kind=kind)
+    kept = [[row.id for row in improved(groups, config, at)] for at in range(4)]
+    assert len(kept[0]) == 20
+    assert kept[1] == kept[2] == kept[3] == ["a#8", "a#9", "b#8", "b#9"]
+
+
+def test_rest_of_equal_rewards_is_an_error():
+    with pytest.raises(TrainingError, match="no response has more"):
+        improved([group("a", [1.0] * 4)], Rest(thresholds=(0.5,)), 0)
 
 
 def test_hir_uses_every_sample_under_what_it_fulfils():

@@ -111,11 +111,11 @@ class Letters:
     def answer(self, text, roles):
         return (*map(ord, text), 1)
 
-    def prompt(self, turns, limit):
+    def fitted(self, turns, limit):
         text = [token for _, content in turns for token in (0, *map(ord, content))] + [9]
         if limit < len(turns) + 1:
             raise ValueError("no room is left for the prompt")
-        return tuple(text[-limit:])
+        return tuple(text[-limit:]), len(text) > limit
 
 
 def encoded(*examples, most=20, response=None):
@@ -243,6 +243,26 @@ def test_a_column_p_is_of_the_chosen_response_wherever_it_stands(file, identity,
     assert pair.p == pytest.approx(max(p, 1 - p))
 
 
+@pytest.mark.parametrize("p", ["0.9", 0.9])
+def test_a_column_p_may_be_a_text_as_a_csv_file_has_it(file, p):
+    [[pair]] = pairs_of(learned(file({"id": "x", "prompt": "q", "chosen": "good", "rejected": "bad", "p": p}))).values()
+    assert pair.p == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("p", [1.7, -0.1, "sure", float("nan"), True])
+def test_a_column_p_that_is_no_probability_is_a_failure(file, p):
+    rows = [{"id": each, "prompt": "q", "chosen": "good", "rejected": "bad", "p": 0.9} for each in "xy"]
+    found = learned(file(rows[0], {**rows[1], "p": p}))
+    assert list(pairs_of(found)) == ["x"]
+    assert "rows.jsonl:2: p: expected" in found.failures[0].message
+
+
+def test_a_column_p_beside_responses_is_nobodys_vote(file):
+    found = learned(file(comparison("x", 1, 1, 0, p=0.9), comparison("y", p=0.9)))
+    assert pairs_of(found) == {"x": (Pair(1, 0, pytest.approx(2 / 3)),)}
+    assert found.unusable == {"a column `p` without votes, which is read beside chosen and rejected only": 1}
+
+
 def test_a_limit_is_of_rows(file):
     assert len(learned(file(*(comparison(f"{at}", 0) for at in range(9))), limit=4).examples) == 4
 
@@ -354,10 +374,26 @@ def test_margins_of_a_column(file):
     assert [each.pairs[0].margin for each in found.examples] == [0.7, 2, 0]
 
 
-@pytest.mark.parametrize("margin", [-2, float("nan"), float("inf")])
-def test_margins_below_zero_or_no_number_are_refused_with_their_row(file, margin):
-    with pytest.raises(TrainingError, match=r"y: margin .*expected at least 0"):
+@pytest.mark.parametrize(
+    ("margin", "expected"),
+    [(-2, "at least 0"), (float("nan"), "a number"), (float("inf"), "a number"), ("big", "a number")],
+)
+def test_margins_below_zero_or_no_number_are_refused_with_their_row(file, margin, expected):
+    with pytest.raises(TrainingError, match=rf"y: margin.*expected {expected}"):
         learned(file(comparison("x", 0, margin=0.7), comparison("y", 1, margin=margin)), margins="column")
+
+
+def test_a_margin_of_a_column_is_the_files_preferred_responses(file):
+    rows = [{"id": each, "prompt": "q", "chosen": "good", "rejected": "bad", "margin": "2"} for each in "xyzw"]
+    labels = []
+    for row in rows:
+        [example] = learned(file(row, name=f"{row['id']}.jsonl")).examples
+        good = example.responses.index("good")
+        likes_good = row["id"] in "xy"
+        labels.append(label(row["id"], 0.9 if (good == 0) == likes_good else 0.1))
+    found = learned(file(*rows), file(*labels, name="labels.jsonl"), margins="column")
+    told = {each.id: (each.responses[each.pairs[0].first], each.pairs[0].margin) for each in found.examples}
+    assert told == {"x": ("good", 2.0), "y": ("good", 2.0), "z": ("bad", 0.0), "w": ("bad", 0.0)}
 
 
 @pytest.mark.parametrize(
