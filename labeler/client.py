@@ -7,30 +7,34 @@ Annotations are no strings here: verl executes the file without making it a modu
 """
 
 import asyncio
+import contextlib
 import http.client
 import json
 import logging
 import os
 import random
+import socket
 import threading
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import aiohttp
 
 Prompt = str | Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 
 PASSING = frozenset({"timeout", "overloaded", "stopped", "connection", "server_error", "rate_limit", "internal"})
 """Reasons of a failed item that may be gone a moment later."""
 
 AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses after which the same request may succeed."""
+
+TOO_LARGE = 413
 
 LONGEST_PAUSE = 10.0
 MOST, LARGEST, AT_ONCE = 512, 1_000_000, 8
@@ -50,6 +54,9 @@ class Answer:
     cached: bool = False
 
 
+UNREADABLE = Answer(None, None, "unreadable", "the completion is no text of an assistant")
+
+
 class RewardError(RuntimeError):
     """There is no reward, and the caller's protocol has no word for that."""
 
@@ -64,9 +71,8 @@ class RewardClient:
     url: str
     token: str | None = None
     timeout: float = 100.0
-    _sessions: "weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, aiohttp.ClientSession]" = field(
-        default_factory=lambda: weakref.WeakKeyDictionary(), repr=False
-    )
+    _sessions: dict[asyncio.AbstractEventLoop, Any] = field(default_factory=dict[Any, Any], repr=False)
+    """Of each event loop an aiohttp.ClientSession, and the generator that ends it."""
     _local: threading.local = field(default_factory=threading.local, repr=False)
 
     def __post_init__(self) -> None:
@@ -98,7 +104,8 @@ class RewardClient:
             return [answer for found in threads.map(one, pieces) for answer in found]
 
     async def aask(self, asked: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        found = await asyncio.gather(*(self._apiece(piece) for piece in _pieces(asked)))
+        end = time.monotonic() + self.timeout
+        found = await asyncio.gather(*(self._apiece(piece, end) for piece in _pieces(asked)))
         return [answer for piece in found for answer in piece]
 
     def close(self) -> None:
@@ -115,24 +122,34 @@ class RewardClient:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop."""
-        session = self._sessions.pop(asyncio.get_running_loop(), None)
-        if session is not None:
-            await session.close()
+        known = self._sessions.get(asyncio.get_running_loop())
+        if known is not None:
+            await known[1].aclose()
 
     def _piece(self, piece: Sequence[Mapping[str, Any]], end: float) -> list[Answer]:
         asked = _Asked(piece)
         for pause in _pauses():
             left = end - time.monotonic()
-            if left <= 0 or asked.take(*self._post(asked.body(left), left)):
+            if left <= 0:
+                break
+            status, body = self._post(asked.body(left), left)
+            if status == TOO_LARGE and len(piece) > 1:
+                return [answer for half in _halves(piece) for answer in self._piece(half, end)]
+            if asked.take(status, body):
                 break
             time.sleep(max(0.0, min(pause, end - time.monotonic())))
         return asked.given_up()
 
-    async def _apiece(self, piece: Sequence[Mapping[str, Any]]) -> list[Answer]:
-        asked, end = _Asked(piece), time.monotonic() + self.timeout
+    async def _apiece(self, piece: Sequence[Mapping[str, Any]], end: float) -> list[Answer]:
+        asked = _Asked(piece)
         for pause in _pauses():
             left = end - time.monotonic()
-            if left <= 0 or asked.take(*await self._apost(asked.body(left), left)):
+            if left <= 0:
+                break
+            status, body = await self._apost(asked.body(left), left)
+            if status == TOO_LARGE and len(piece) > 1:
+                return [answer for half in _halves(piece) for answer in await self._apiece(half, end)]
+            if asked.take(status, body):
                 break
             await asyncio.sleep(max(0.0, min(pause, end - time.monotonic())))
         return asked.given_up()
@@ -152,6 +169,10 @@ class RewardClient:
         connection.timeout = seconds
         if connection.sock is not None:
             connection.sock.settimeout(seconds)
+        # A socket's timeout is for each of its reads, and a slow server may need many.
+        late = threading.Timer(seconds, _hang_up, [connection])
+        late.daemon = True
+        late.start()
         try:
             connection.request("POST", f"{place.path.rstrip('/')}/v1/rewards", body, self._headers())
             answer = connection.getresponse()
@@ -159,21 +180,40 @@ class RewardClient:
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             return 0, f"{type(error).__name__}: {error}".encode()
+        finally:
+            late.cancel()
 
     async def _apost(self, body: bytes, seconds: float) -> tuple[int, bytes]:
         import aiohttp
 
-        loop = asyncio.get_running_loop()
-        session = self._sessions.get(loop)
-        if session is None or session.closed:
-            connector = aiohttp.TCPConnector(limit=0)
-            session = self._sessions[loop] = aiohttp.ClientSession(connector=connector, headers=self._headers())
+        session = await self._session()
         try:
             limit = aiohttp.ClientTimeout(total=seconds)
             async with session.post(f"{self.url.rstrip('/')}/v1/rewards", data=body, timeout=limit) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return 0, f"{type(error).__name__}: {error}".encode()
+
+    async def _session(self) -> "aiohttp.ClientSession":
+        """The connections of this event loop."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._sessions:
+            for ended in [each for each in self._sessions if each.is_closed()]:  # by somebody who ended nothing in it
+                del self._sessions[ended]
+            kept = self._kept(loop)
+            self._sessions[loop] = await anext(kept), kept
+        return self._sessions[loop][0]
+
+    async def _kept(self, loop: asyncio.AbstractEventLoop) -> "AsyncGenerator[aiohttp.ClientSession]":
+        """A session that ends with its event loop: asyncio.run closes the generators that were begun in it."""
+        import aiohttp
+
+        session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=self._headers())
+        try:
+            yield session
+        finally:
+            self._sessions.pop(loop, None)
+            await session.close()
 
 
 def items(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[dict[str, Any]]:
@@ -201,7 +241,11 @@ def trl_reward(
         log_metric: Callable[[str, float], None] | None = None,
         **_: object,
     ) -> list[float | None]:
-        found = await client.aask(items(prompts, [_text(each) for each in completions]))
+        said = [_text(each) for each in completions]
+        open_ = [at for at, each in enumerate(said) if each is not None]
+        asked = items(prompts, [each or "" for each in said])
+        answers = dict(zip(open_, await client.aask([asked[at] for at in open_]), strict=True))
+        found = [answers.get(at, UNREADABLE) for at in range(len(said))]
         if log_metric is not None and found:
             log_metric(f"{name}/failed", sum(each.reward is None for each in found) / len(found))
             log_metric(f"{name}/cached", sum(each.cached for each in found) / len(found))
@@ -245,11 +289,30 @@ def _client(url: str, token: str | None, timeout: float) -> RewardClient:
     return _clients.setdefault((url, token, timeout), RewardClient(url, token, timeout))
 
 
-def _text(completion: Prompt) -> str:
-    """A completion as text: TRL hands over messages where the data set is conversational."""
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    """End what another thread waits for."""
+    with contextlib.suppress(OSError, AttributeError):  # it may be closed, or close, already
+        connection.sock.shutdown(socket.SHUT_RDWR)  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _text(completion: Prompt) -> str | None:
+    """What the policy says in a completion; None where that is more than text. TRL hands over messages where the data
+    set is conversational, and those of tools between them.
+    """
     if isinstance(completion, str):
         return completion
-    return "".join(str(message.get("content") or "") for message in completion)
+    said = [_content(message.get("content")) for message in completion if message.get("role") == "assistant"]
+    return None if None in said or not said else "".join(each for each in said if each is not None)
+
+
+def _content(content: Any) -> str | None:
+    if not isinstance(content, list):
+        return "" if content is None else str(content)
+    parts: list[Any] = [
+        cast("Mapping[str, Any]", each).get("text") if isinstance(each, Mapping) else each
+        for each in cast("list[Any]", content)
+    ]
+    return "".join(parts) if all(isinstance(each, str) for each in parts) else None
 
 
 def _pieces(asked: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -263,6 +326,12 @@ def _pieces(asked: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]
         pieces[-1].append(each)
         size += more
     return pieces
+
+
+def _halves(piece: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """Of what a server takes only in smaller pieces."""
+    middle = len(piece) // 2
+    return piece[:middle], piece[middle:]
 
 
 def _pauses() -> Any:

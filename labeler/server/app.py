@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from html import escape
+from math import isinf
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -71,7 +72,8 @@ def app(
 
     made = FastAPI(title="rlaif reward server", description=ABOUT, docs_url=None, redoc_url=None, lifespan=lifespan)
     made.include_router(_probes(serving, state))
-    made.add_exception_handler(404, _missing)
+    for status in (404, 405):
+        made.add_exception_handler(status, _missing)
     endpoints = [each for dialect in DIALECTS for each in dialect(serving)]
     made.openapi = lambda: _document(made, endpoints, guarded=token is not None)
     answers = {(each.method, each.path): each.__call__ for each in endpoints}
@@ -132,10 +134,10 @@ PAGE = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline
 
 def _page(serving: Serving, state: State) -> str:
     """The histogram of rewards as a table whose cells are as wide as they are frequent; it loads itself again."""
-    counts = [(bound, count) for bound, count in serving.core.metrics.histogram() if count or bound <= 1]
+    counts = [(bound, count) for bound, count in serving.core.metrics.histogram() if count or -1 <= bound <= 1]
     most = max((count for _, count in counts), default=0) or 1
     bars = "".join(
-        f"<tr><th>{'above' if bound > 1 else f'{bound:+.1f}'}</th>"
+        f"<tr><th>{'above' if isinf(bound) else f'{bound:+.1f}'}</th>"
         f'<td><i style="width:{100 * count / most:.1f}%"></i></td><td>{count:.0f}</td></tr>'
         for bound, count in counts
     )

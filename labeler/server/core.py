@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,8 @@ from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
 from labeler.server.options import Policy, Shaping
 from labeler.server.shaping import reward, scored
+
+LOG = logging.getLogger("rlaif.server")
 
 GROUPS, GROUP, FRESH = 20_000, 64, 3600.0
 """Prompts whose rewards are remembered, for the mean of a group that came one by one; how many of each, and for how
@@ -56,22 +59,24 @@ class Reward:
 
 @dataclass
 class _Memory:
-    """A prompt's last rewards, each different response once, and when the last of them came."""
+    """A prompt's last rewards, each different response once, and when each of them came."""
 
-    rewards: dict[str, float] = field(default_factory=dict[str, float])
-    at: float = 0.0
+    rewards: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     bounded: bool = True
 
     def add(self, content: str, found: Reward, now: float) -> None:
         self.rewards.pop(content, None)
-        self.rewards[content] = found.reward
-        self.at, self.bounded = now, found.bounded
+        self.rewards[content] = found.reward, now
+        self.bounded = found.bounded
         if len(self.rewards) > GROUP:
             del self.rewards[next(iter(self.rewards))]
 
-    @property
-    def mean(self) -> float:
-        return math.fsum(self.rewards.values()) / len(self.rewards)
+    def mean(self, now: float) -> Reward | None:
+        """The mean of those that are fresh; None where none is."""
+        fresh = [reward for reward, at in self.rewards.values() if now - at <= FRESH]
+        if not fresh:
+            return None
+        return Reward(math.fsum(fresh) / len(fresh), {}, source="group-mean", bounded=self.bounded)
 
 
 @dataclass
@@ -112,6 +117,8 @@ class Core:
             found = self._with_means(items, found)
         for each in found:
             self.metrics.rewarded(each.reward if isinstance(each, Reward) else None, _reason(each))
+            if isinstance(each, Failure):
+                LOG.info("no reward: %s: %s", each.reason, each.message)
         return found
 
     async def preference(self, row: Comparison, client: str, patience: float) -> tuple[Ranking | Failure, bool]:
@@ -168,9 +175,7 @@ class Core:
         while len(self._means) > GROUPS:
             del self._means[next(iter(self._means))]
         return [
-            Reward(memory.mean, {}, source="group-mean", bounded=memory.bounded)
-            if isinstance(each, Failure) and (memory := self._means.get(group)) and now - memory.at <= FRESH
-            else each
+            (memory.mean(now) or each) if isinstance(each, Failure) and (memory := self._means.get(group)) else each
             for group, each in zip(groups, found, strict=True)
         ]
 

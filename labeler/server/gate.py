@@ -33,6 +33,9 @@ OPEN = frozenset({"/health", "/ready"})
 UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """Answers to a body that was not read to its end: what comes after it on the connection cannot be told apart."""
 
+DIGITS = 18
+"""Of a length that is worth reading."""
+
 LOG = logging.getLogger("rlaif.server")
 
 
@@ -113,7 +116,7 @@ class Gate:
     async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
         told = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
-        if not told.isdigit() or int(told) > self.largest:
+        if not told.isdigit() or len(told) > DIGITS or int(told) > self.largest:
             return too_large
         parts: list[bytes] = []
         size = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -40,12 +40,11 @@ class Watch(Protocol):
 
 @dataclass(eq=False)
 class _Flight(Generic[Row, Good]):
-    """A question on its way, who asked first, and how many wait for it."""
+    """A question on its way, and how many of which clients wait for it. It stands in the line of each."""
 
     row: Row
-    client: str
     answer: asyncio.Future[Good | Failure]
-    waiting: int = 0
+    waiting: Counter[str] = field(default_factory=Counter[str])
     begun: bool = False
 
 
@@ -92,22 +91,26 @@ class Grader(Generic[Row, Good]):
         flight = self._flying.get(key)
         if flight is not None:
             self.watch.joined()
+            if not flight.begun and not flight.waiting[client]:
+                self.queue.put(client, flight)  # its turn may come before that of who asked first
         else:
-            flight = _Flight[Row, Good](row, client, asyncio.get_running_loop().create_future())
+            flight = _Flight[Row, Good](row, asyncio.get_running_loop().create_future())
             if not self.queue.put(client, flight):
                 return _failure(row, "overloaded", f"{self.queue.bound} questions wait already"), False
             self._flying[key] = flight
-        flight.waiting += 1
+        flight.waiting[client] += 1
         try:
             done, _ = await asyncio.wait([flight.answer], timeout=patience)
             if not done:
                 return _failure(row, "timeout", f"no answer within {patience:g} s"), False
             return flight.answer.result(), False
         finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.begun and self._flying.get(key) is flight:
-                del self._flying[key]
-                self.queue.give_up(flight.client, flight)
+            flight.waiting[client] -= 1
+            if not flight.waiting[client]:
+                del flight.waiting[client]
+                self.queue.give_up(client, flight)
+                if not flight.waiting and not flight.begun and self._flying.get(key) is flight:
+                    del self._flying[key]
 
     async def _work(self) -> None:
         while True:

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 SECONDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-REWARDS = tuple(each / 10 for each in range(-10, 11))
+REWARDS = (-20, -10, -5, -2, *(each / 10 for each in range(-10, 11)), 2, 5, 10, 20)
+"""Labelers' lie in [-1, 1]; a reward model's have no bounds."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 

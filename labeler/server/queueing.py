@@ -10,39 +10,39 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """First in, first out for each client; among clients, one item each in turn. Holds at most `bound` items, no two
-    of a client equal."""
+    """First in, first out for each client; among clients, one item each in turn. Holds at most `bound` items. One that
+    several clients brought stands in the line of each, and is taken once: when the first of their turns comes."""
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
         self._lines: OrderedDict[str, OrderedDict[T, None]] = OrderedDict()
-        self._size = 0
+        self._brought: dict[T, set[str]] = {}
         self._takers: deque[asyncio.Future[None]] = deque()
 
     def __len__(self) -> int:
-        return self._size
+        return len(self._brought)
 
     def put(self, client: str, item: T) -> bool:
         """Whether there was room."""
-        if self._size >= self.bound:
+        if item not in self._brought and len(self) >= self.bound:
             return False
         self._lines.setdefault(client, OrderedDict())[item] = None
-        self._size += 1
+        self._brought.setdefault(item, set()).add(client)
         self._wake()
         return True
 
     def give_up(self, client: str, item: T) -> None:
-        """Nobody waits for it any more: its place is another's."""
-        line = self._lines.get(client)
-        if line is not None and item in line:
-            del line[item]
-            self._size -= 1
-            if not line:
-                del self._lines[client]
+        """This client does not wait for it any more: its place is another's."""
+        clients = self._brought.get(item, set())
+        if client in clients:
+            clients.discard(client)
+            if not clients:
+                del self._brought[item]
+            self._leave(client, item)
 
     async def take(self, most: int, linger: float) -> list[T]:
         """Up to `most` items: waits for the first, then `linger` seconds for company. None where all gave up then."""
-        while not self._size:
+        while not self._brought:
             taker = asyncio.get_running_loop().create_future()
             self._takers.append(taker)
             try:
@@ -51,19 +51,24 @@ class FairQueue(Generic[T]):
                 if taker.done() and not taker.cancelled():
                     self._wake()  # the turn that was given to this one is another's
                 raise
-        if self._size < most and linger > 0:
+        if len(self) < most and linger > 0:
             await asyncio.sleep(linger)
-            if not self._size:  # all have given up meanwhile
-                return []
-        return [self._next() for _ in range(min(most, self._size))]
+        return [self._next() for _ in range(min(most, len(self)))]  # all may have given up meanwhile
 
     def _next(self) -> T:
         client, line = self._lines.popitem(last=False)
         item, _ = line.popitem(last=False)
         if line:
             self._lines[client] = line
-        self._size -= 1
+        for other in self._brought.pop(item) - {client}:
+            self._leave(other, item)
         return item
+
+    def _leave(self, client: str, item: T) -> None:
+        line = self._lines[client]
+        del line[item]
+        if not line:
+            del self._lines[client]
 
     def _wake(self) -> None:
         while self._takers:

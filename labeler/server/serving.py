@@ -24,6 +24,7 @@ from labeler.options import Options
 from labeler.ranking import Ranker
 from labeler.score import Scorer
 from labeler.server.app import app
+from labeler.server.connections import Connection
 from labeler.server.core import Core
 from labeler.server.gate import LOG, Gate
 from labeler.server.grading import Grader
@@ -76,6 +77,7 @@ def serve(
             LOG.setLevel(logging.INFO)
         settings = uvicorn.Config(
             web,  # pyright: ignore[reportArgumentType]
+            http=Connection,
             log_level="error",
             access_log=False,
             server_header=False,
@@ -98,17 +100,24 @@ def application(model: Model, listening: Listening, rewarding: Rewarding, token:
 
 
 def opened(model: Model, patience: float) -> Backend:
-    """The model, or one that stands for all its servers. No request is tried again when its caller has given up."""
+    """The model, or one that stands for all its servers. No request is tried again after `patience` seconds, when its
+    caller has given up."""
     limits = replace(model.reach.limits, patience=min(model.reach.limits.patience, patience))
     if model.also:  # one that says nothing must leave time to ask another
         limits = replace(limits, attempts=1, timeout=min(limits.timeout, patience / 2))
+        each = 1 + len(model.also)  # an account's allowance is for all of them together
+        limits = replace(limits, rpm=_part(limits.rpm, each), tpm=_part(limits.tpm, each))
 
     def on(url: str | None) -> Backend:
         reach = replace(model.reach, base_url=url, limits=limits)
         return open_backend(model.name, cache=model.cache, dtype=model.dtype, device=model.device, reach=reach)
 
     first = on(model.reach.base_url)
-    return Spread(first, [on(url) for url in model.also]) if model.also else first
+    return Spread(first, [on(url) for url in model.also], patience=patience) if model.also else first
+
+
+def _part(limit: int | None, of: int) -> int | None:
+    return None if limit is None else max(1, limit // of)
 
 
 def build(backend: Backend, model: Model, listening: Listening, rewarding: Rewarding, token: str | None) -> Gate:
@@ -243,6 +252,8 @@ def _check(listening: Listening, token: str | None) -> None:
 def _check_tasks(model: Model, rewarding: Rewarding) -> None:
     if is_reward_model(model.name):
         plain = Rewarding(on_failure=rewarding.on_failure, fallback=rewarding.fallback, clip=rewarding.clip)
+        if rewarding.kept == "disk":
+            raise RlaifError(f"--kept disk: rewards of {model.name} are kept in memory alone; leave it out")
         if model.tasks or model.also or replace(rewarding, kept="auto") != plain:
             raise RlaifError(
                 f"--model {model.name}: a reward model is asked no question; leave out --task and --also, and of the"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,11 +49,13 @@ class Server:
 class Spread(Around):
     """All serve the same model: what one says, any could have said. `inner` is the first of them.
 
-    A question is tried again here and not by the backends: theirs would be with the server that just failed.
+    A question is tried again here and not by the backends: theirs would be with the server that just failed. After
+    `patience` seconds nobody waits for it any more, and it is not tried again.
     """
 
     others: Sequence[Backend] = ()
     servers: list[Server] = field(default_factory=list[Server])
+    patience: float = math.inf
 
     def __post_init__(self) -> None:
         self.servers.extend(Server(each) for each in (self.inner, *self.others))
@@ -74,11 +77,14 @@ class Spread(Around):
         self, requests: Sequence[Q], verb: Callable[[Backend], Callable[[Sequence[Q]], Awaitable[list[A | Failed]]]]
     ) -> list[A | Failed]:
         answers: dict[int, A | Failed] = {}
+        end = time.monotonic() + self.patience
         left = list(range(len(requests)))
         for _ in range(TRIES):
             server = min(self.servers, key=_order)
-            if answers and (rest := server.back - time.monotonic()) > 0:
-                await asyncio.sleep(min(rest, PAUSE))
+            if answers and (rest := min(server.back - time.monotonic(), PAUSE)) > 0:
+                await asyncio.sleep(rest)
+            if answers and time.monotonic() >= end:
+                break
             server.waiting += 1
             try:
                 found = await verb(server.backend)([requests[at] for at in left])

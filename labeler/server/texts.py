@@ -148,10 +148,11 @@ def split(query: str, asked: str | None = None) -> tuple[str | tuple[Message, ..
     all, as it is the policy that writes there. Without a template the whole text is the response.
     """
     if asked:
-        begun = len(asked) if query.startswith(asked) else _overlap(asked, query)
-        if begun:
-            question, opened = _asked(asked)
-            return question, opened + ended(query[begun:], template_of(asked))
+        for whole in dict.fromkeys((query, query[_begun(query) :])):  # the prompt may lack the text's first mark
+            begun = len(asked) if whole.startswith(asked) else _overlap(asked, whole)
+            if begun:
+                question, opened = _asked(asked)
+                return question, opened + ended(whole[begun:], template_of(asked))
     template = template_of(query)
     if template is None and (template := _cut(query)) is not None:
         first = next(template.opening.finditer(query)).start()
@@ -162,7 +163,9 @@ def split(query: str, asked: str | None = None) -> tuple[str | tuple[Message, ..
         answer = next((each for each in found[last + 1 :] if _role(each) == "assistant"), None)
         if answer is not None:
             question = _asked(asked or query[: answer.start()])[0]
-            return question, _EMPTY_THOUGHT.sub("", ended(query[answer.end() :], template), count=1)
+            response = ended(query[answer.end() :], template)
+            thought = _EMPTY_THOUGHT.match(response)  # nowhere else: further on it is what the model said
+            return question, response[thought.end() :] if thought else response
     return _asked(asked or "")[0], ended(query)
 
 

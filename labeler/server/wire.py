@@ -6,9 +6,9 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from data.records import Failure, Message, Prompt, hashed
@@ -17,6 +17,11 @@ from labeler.server import texts
 from labeler.server.core import Core, Item, Reward
 
 JSON = "application/json"
+
+
+T = TypeVar("T")
+Several = Annotated[list[T], Field(fail_fast=True)]
+"""A list in what a client sends: the first thing that is wrong ends it, as each other costs time and memory."""
 
 
 class Body(BaseModel):
@@ -29,7 +34,7 @@ class Turn(Body):
     """A message in the words of OpenAI's protocol; content may come in parts."""
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Several[dict[str, Any]] | None = None
 
     def message(self) -> Message:
         return texts.messages_of([self.model_dump()])[0]

@@ -206,6 +206,58 @@ def test_what_is_no_address_is_refused_at_once(url):
         RewardClient(url)
 
 
+@both
+def test_a_server_that_takes_less_at_once_is_sent_less(kind, tmp_path):
+    responses = [f"response {at}" for at in range(40)]
+    with process(*WORDS, "--most-items", "7", cache=tmp_path) as small:
+        found = ask(kind, RewardClient(small.url), responses)
+    assert len(found) == 40
+    assert None not in found
+
+
+def test_connections_end_with_their_event_loop():
+    with scripted(answers(0.5)) as it:
+        client = RewardClient(it.url)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(10):
+            assert loop(lambda: client.arewards(["Q"], ["A"])) == [0.5]
+            assert loop(lambda: verl_score("", "A", extra_info={"question": "Q"}, url=it.url))["score"] == 0.5
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+        assert len(it.connections) == 20
+
+
+@both
+def test_a_server_that_drips_its_answer_is_not_waited_for_longer_than_said(kind):
+    def drip(web: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                wire, _ = web.accept()
+                with wire, contextlib.suppress(OSError):
+                    wire.recv(65_536)
+                    wire.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+                    while True:
+                        wire.sendall(b" ")
+                        time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        threading.Thread(target=drip, args=[web], daemon=True).start()
+        started = time.monotonic()
+        assert ask(kind, RewardClient(f"http://127.0.0.1:{web.getsockname()[1]}", timeout=0.5), ["A"]) == [None]
+        assert time.monotonic() - started < 2
+
+
+def test_of_a_conversation_with_tools_the_assistants_words_are_rewarded(server, wanted):
+    said = [{"role": "assistant", "content": "Fi"}, {"role": "tool", "content": "OUTPUT"}]
+    said += [{"role": "assistant", "content": [{"type": "text", "text": "ne."}]}]
+    picture = [{"role": "assistant", "content": [{"type": "image", "image": "..."}]}]
+    metrics: dict[str, float] = {}
+    reward = trl_reward(server.url)
+    asked = [[{"role": "user", "content": "How are you?"}]] * 3
+    found = loop(lambda: reward(asked, [said, picture, [{"role": "tool", "content": "x"}]], metrics.__setitem__))
+    assert found == [wanted[0], None, None]
+    assert metrics["rlaif/failed"] == pytest.approx(2 / 3)
+
+
 def test_a_single_text_is_not_taken_for_a_list_of_letters():
     with pytest.raises(TypeError, match="list"):
         RewardClient("http://127.0.0.1:1").rewards("abc", "xyz")

@@ -17,6 +17,7 @@ from data.errors import RlaifError
 from data.records import Failure, Response, Score
 from labeler.backend import Choose
 from labeler.fake import RULES, FakeBackend
+from labeler.server import core
 from labeler.server.core import Core, Item, Reward, expected
 from labeler.server.grading import Grader
 from labeler.server.metrics import Metrics
@@ -62,6 +63,37 @@ def test_who_brings_one_item_does_not_wait_for_who_brings_a_thousand():
             queue.put("many", f"many {at}")
         queue.put("one", "one")
         assert "one" in await queue.take(2, 0)
+
+    asyncio.run(run())
+
+
+def test_what_two_brought_is_taken_once_at_the_first_of_their_turns():
+    async def run() -> None:
+        queue: FairQueue[str] = FairQueue(11)
+        for at in range(9):
+            queue.put("many", f"many {at}")
+        queue.put("many", "both")
+        assert queue.put("one", "both")
+        assert len(queue) == 10
+        assert await queue.take(2, 0) == ["many 0", "both"]
+        assert len(queue) == 8
+        assert await queue.take(99, 0) == [f"many {at}" for at in range(1, 9)]
+
+    asyncio.run(run())
+
+
+def test_what_two_brought_stays_until_both_have_given_up():
+    async def run() -> None:
+        queue: FairQueue[str] = FairQueue(9)
+        for client in "ab":
+            queue.put(client, "both")
+        queue.give_up("a", "both")
+        queue.give_up("a", "both")
+        assert len(queue) == 1
+        queue.give_up("b", "both")
+        assert len(queue) == 0
+        queue.put("b", "other")
+        assert await queue.take(9, 0) == ["other"]
 
     asyncio.run(run())
 
@@ -148,6 +180,23 @@ def test_ten_thousand_retries_of_one_question_ask_the_model_once():
     assert {answer.score for answer, _ in found} == {5.0}
     assert later[0].score == 5.0
     assert (found[0][1], later[1]) == (False, True)
+
+
+def test_who_joins_a_long_line_is_answered_at_a_turn_of_its_own():
+    asked = Asked(held=True)
+
+    async def work(it: Any) -> Any:
+        many = [asyncio.create_task(it.grade(row(f"{'x' * n}"), "many", 20)) for n in range(100)]
+        await asked.begun.wait()
+        joined = asyncio.create_task(it.grade(row("x" * 99), "one", 20))
+        await asyncio.sleep(0)
+        asked.let.set()
+        await joined
+        return len(asked.texts), await asyncio.gather(*many)
+
+    before, found = running(asked, work, rows=1)
+    assert before <= 4
+    assert len(found) == len(asked.texts) == 100
 
 
 def test_batches_are_as_large_as_the_model_takes_and_keep_the_order():
@@ -389,6 +438,17 @@ def test_a_mean_that_was_given_counts_in_no_later_mean():
     policy = Rewarding(on_failure="group-mean", kept="memory")
     a, _, b, last = (items_of(each)[0]["reward"] for each in replies(policy, *bodies))
     assert math.isclose(last, (a + b) / 2)
+
+
+def test_a_mean_is_of_fresh_rewards_alone(monkeypatch: pytest.MonkeyPatch):
+    now = [1000.0]
+    monkeypatch.setattr(core.time, "monotonic", lambda: now[0])
+    memory, kept = core._Memory(), []
+    for content, value, at in (("a", 0.9, 0.0), ("b", -0.1, core.FRESH), ("c", 0.1, core.FRESH + 1)):
+        memory.add(content, Reward(value, {}), 1000.0 + at)
+        kept.append(memory.mean(1000.0 + at))
+    assert [each.reward for each in kept if each] == pytest.approx([0.9, 0.4, 0.0])
+    assert memory.mean(1000.0 + 3 * core.FRESH) is None
 
 
 def test_a_group_is_what_the_client_names_under_a_prompt_and_never_another_prompts():

@@ -226,7 +226,7 @@ ROLLOUT = {
 def test_gym_gets_its_rollout_back_with_the_reward():
     found = post("/verify", ROLLOUT, {**AIOHTTP, **JSON})
     assert found.pop("reward") == pytest.approx(REWARD)
-    assert found == ROLLOUT
+    assert found == {**ROLLOUT, "mask_sample": False}
 
 
 @pytest.mark.parametrize(
@@ -248,6 +248,8 @@ def test_gym_gets_a_mark_for_a_failure_and_no_score():
     assert found["reward"] == 0.0
     assert found["_ng_failure_class"] == "judge_failed"
     assert "nan" in found["_ng_failure_judge_error"]
+    assert (found["mask_sample"], found["failure_kind"]) == (True, "judge_failed")
+    assert found["failure_reason"] == found["_ng_failure_judge_error"]
 
 
 @pytest.mark.parametrize(
@@ -270,9 +272,10 @@ def test_a_rollout_that_never_came_to_its_answer_is_put_aside(output):
 
 
 def test_a_rollout_that_failed_once_and_is_good_now_has_no_mark_left():
-    found = post("/verify", {**ROLLOUT, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": "x"})
-    assert "_ng_failure_class" not in found
-    assert found["reward"] != 0.0
+    marks = {"_ng_failure_class": "judge_failed", "_ng_failure_judge_error": "x", "mask_sample": True}
+    found = post("/verify", {**ROLLOUT, **marks, "failure_kind": "judge_failed", "reward": 0.0})
+    assert found.pop("reward") == pytest.approx(REWARD)
+    assert found == {**ROLLOUT, "mask_sample": False}
 
 
 def test_gyms_other_calls_are_answered():

@@ -15,6 +15,7 @@ from http.client import HTTPConnection
 from typing import Any
 
 import pytest
+import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 from rewarding import MEMORY, PATIENCE, ROOT, Noted, Process, Reply, Web, native, process, served, start
 from running import provider
@@ -23,7 +24,7 @@ import rlaif
 from labeler.backend import BackendError
 from labeler.fake import RULES
 from labeler.server import app as pages
-from labeler.server import serving
+from labeler.server import connections, serving
 from labeler.server.gate import Gate
 from labeler.server.metrics import Metrics
 from labeler.server.options import Listening
@@ -692,3 +693,53 @@ def test_the_memory_option_keeps_nothing_on_disk(tmp_path):
         it.ask("POST", "/v1/rewards", BODY)
         it.stop()
     assert not list(tmp_path.rglob("*.journal"))
+
+
+def test_a_head_that_does_not_end_is_cut_off_before_anybody_is_asked_for_a_token(tmp_path):
+    with process(*WORDS, cache=tmp_path, RLAIF_TOKEN=TOKEN) as it:
+        wire = socket.create_connection(("127.0.0.1", it.port), PATIENCE)
+        wire.sendall(b"POST /v1/rewards HTTP/1.1\r\n")
+        line, sent = b"X: " + b"a" * 9000 + b"\r\n", 0
+        with wire, contextlib.suppress(ConnectionError):
+            while sent < 50 << 20:
+                wire.sendall(line)
+                sent += len(line)
+        assert sent < 50 << 20
+        assert it.ask("GET", "/health").status == 200
+
+
+def test_a_head_must_come_in_time_and_a_quiet_connection_may_live(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connections, "HEAD_WITHIN", 0.2)
+
+    async def run() -> None:
+        async def app(_scope: Any, receive: Any, send: Any) -> None:
+            await receive()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+            await send({"type": "http.response.body", "body": b"ok"})
+
+        config = uvicorn.Config(app, lifespan="off", log_level="error")
+        config.load()
+        state = uvicorn.server.ServerState()
+        loop = asyncio.get_running_loop()
+        web = await loop.create_server(lambda: connections.Connection(config, state, {}), "127.0.0.1", 0)
+        port = web.sockets[0].getsockname()[1]
+        request = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+        async with web, asyncio.timeout(PATIENCE):
+            for begun in (b"", b"GET / HTT", request + b"GET / "):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(begun)
+                with contextlib.suppress(ConnectionResetError):
+                    assert (await reader.read()).count(b"200 OK") == begun.count(b"Host")
+                writer.close()
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for _ in range(2):
+                writer.write(request)
+                assert b"200 OK" in await reader.readuntil(b"ok")
+                await asyncio.sleep(0.4)  # longer than a head may take: between two requests nothing is due
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_length_of_a_thousand_digits_is_too_large():
+    assert asked("/v1/rewards", headers={"content-length": "9" * 5000}).status == 413

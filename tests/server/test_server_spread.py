@@ -74,6 +74,14 @@ def test_a_question_that_no_server_can_answer_is_not_a_sickness():
     assert other.asked == []
 
 
+def test_nothing_is_tried_again_when_nobody_waits_any_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(spread, "PAUSE", 0.06)
+    one, other = server(0.0, "timeout"), server(0.0, "timeout")
+    (found,) = ask(Spread(one, [other], patience=0.1), 1)
+    assert isinstance(found, Failed)
+    assert len(one.asked) + len(other.asked) == 3  # at once, at once elsewhere, after one pause, not after two
+
+
 def test_when_all_are_sick_they_are_tried_again_and_then_the_failure_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(spread, "PAUSE", 0.01)
     one, other = server(0.0, "connection"), server(0.0, "timeout")

@@ -295,3 +295,26 @@ def test_a_templates_own_system_turn_is_no_part_of_the_prompt():
 
 def test_a_struck_word_is_no_end():
     assert texts.ended("Strike it: <s>old</s>") == "Strike it: <s>old</s>"
+
+
+@every
+def test_an_empty_thought_is_taken_off_the_beginning_alone(template):
+    asked = template.prompt(("user", "Q"))
+    for text, kept in (("<think>\n\n</think>\n\nA", "A"), ("Put <think></think> here.", "Put <think></think> here.")):
+        assert texts.split(asked + text + template.end)[1].removeprefix(" ") == kept
+
+
+@every
+@pytest.mark.parametrize("blank", [" ", "\n", "\t\n "])
+def test_a_response_of_blanks_takes_no_quadratic_time(template, blank):
+    asked = template.prompt(("user", "Q"))
+    started = time.perf_counter()
+    _, response = texts.split(f"{asked}x{blank * 200_000}x{template.end}")
+    assert response.count("x") == 2
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("begin", ["<s>", "<|endoftext|>", "<|begin_of_text|>", "<bos>"])
+def test_a_plain_prompt_is_taken_off_after_a_tokenizers_first_mark(begin):
+    asked = "How do I cook an egg?"
+    assert texts.split(f"{begin}{asked} Eight minutes.</s>", asked) == (asked, " Eight minutes.")

@@ -7,12 +7,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from labeler.server import texts
-from labeler.server.wire import Body, Endpoint, Serving, identity, item
+from labeler.server.wire import Body, Endpoint, Serving, Several, identity, item
 
 
 class Texts(Body):
     model: str | None = None
-    messages: list[str]
+    messages: Several[str]
     max_length: int | None = None
 
 

@@ -10,15 +10,15 @@ from pydantic import BaseModel, Field, model_validator
 from data.records import MAX_RESPONSES, MIN_RESPONSES, Comparison, Failure, Prompt, Ranking, Score
 from labeler.server import texts
 from labeler.server.core import Item, Reward, expected
-from labeler.server.wire import Body, Endpoint, Serving, Turn, identity, item
+from labeler.server.wire import Body, Endpoint, Serving, Several, Turn, identity, item
 
 
 class RewardItem(Body):
     """A prompt, as text or as messages, and a response. Without `response`, the last assistant message is it."""
 
     id: str | None = None
-    prompt: str | list[Turn] | None = None
-    messages: list[Turn] | None = None
+    prompt: str | Several[Turn] | None = None
+    messages: Several[Turn] | None = None
     response: str | None = None
     group: str | None = None
 
@@ -42,7 +42,7 @@ Seconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 
 
 class Rewards(Body):
-    items: list[RewardItem]
+    items: Several[RewardItem]
     timeout_s: Seconds | None = None
 
 
@@ -79,9 +79,9 @@ class RewardAnswers(BaseModel):
 
 class PreferenceItem(Body):
     id: str | None = None
-    prompt: str | list[Turn] | None = None
-    messages: list[Turn] | None = None
-    responses: Annotated[list[str], Field(min_length=MIN_RESPONSES, max_length=MAX_RESPONSES)]
+    prompt: str | Several[Turn] | None = None
+    messages: Several[Turn] | None = None
+    responses: Annotated[Several[str], Field(min_length=MIN_RESPONSES, max_length=MAX_RESPONSES)]
 
     @model_validator(mode="after")
     def _whole(self) -> PreferenceItem:
@@ -91,7 +91,7 @@ class PreferenceItem(Body):
 
 
 class Preferences(Body):
-    items: list[PreferenceItem]
+    items: Several[PreferenceItem]
     timeout_s: Seconds | None = None
 
 

@@ -1,7 +1,7 @@
 """NeMo Gym's resources server: a rollout as OpenAI's Responses, back comes the same with its reward.
 
-A failure has a mark here: reward 0 with `_ng_failure_class`, which Gym puts aside and leaves out of its metrics. Under
-the policy `error` it is a 503 instead, which Gym tries again.
+A failure has marks here: reward 0 with `_ng_failure_class`, by which Gym puts it aside, and `mask_sample`, by which
+trainers give it no weight. Under the policy `error` it is a 503 instead, which Gym tries again.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from data.records import Failure, Prompt
 from labeler.server import texts
-from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, Several, item
 
-FAILED = frozenset({"_ng_failure_class", "_ng_failure_judge_error"})
+KIND = "judge_failed"
+FAILED = frozenset(
+    {"_ng_failure_class", "_ng_failure_judge_error", "mask_sample", "failure_kind", "failure_reason", "reward"}
+)
 """Marks of an earlier try: a rollout that is asked about again has this try's outcome alone."""
 
 
@@ -31,6 +34,7 @@ class Verified(Rollout):
     """The rollout as it came, with its reward; where there is none, the reward is 0 and the marks say why."""
 
     reward: float
+    mask_sample: bool
 
 
 class Metrics(BaseModel):
@@ -42,7 +46,7 @@ class Session(Body):
 
 
 class Results(Body):
-    verify_responses: list[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
+    verify_responses: Several[dict[str, Any]] = Field(default_factory=list[dict[str, Any]])
 
 
 def endpoints(serving: Serving) -> list[Endpoint]:
@@ -52,14 +56,13 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         asked = _input(body.responses_create_params)
         if response is None:  # cut off while it was thinking: no failure of the judge, but nothing to judge either
             told = "no_response: response.output has no message of the assistant"
-            return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
+            return echoed | _failed(told)
         (found,) = await serving.ask([item(asked, response)], client)
         if not isinstance(found, Failure):
-            return {**echoed, "reward": found.reward}
+            return {**echoed, "reward": found.reward, "mask_sample": False}
         if serving.core.policy == "error":
             serving.all_or_nothing([found])
-        told = f"{found.reason}: {found.message}"
-        return {**echoed, "reward": 0.0, "_ng_failure_class": "judge_failed", "_ng_failure_judge_error": told}
+        return echoed | _failed(f"{found.reason}: {found.message}")
 
     async def stateless(body: Session, client: str) -> str:  # noqa: ARG001
         return "stateless"
@@ -68,7 +71,7 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         return {}
 
     async def aggregate_metrics(body: Results, client: str) -> dict[str, Any]:  # noqa: ARG001
-        good = [each for each in body.verify_responses if "_ng_failure_class" not in each]
+        good = [each for each in body.verify_responses if not ("_ng_failure_class" in each or each.get("mask_sample"))]
         given = [each.get("reward") for each in good]
         rewards = [float(each) for each in given if isinstance(each, int | float) and abs(each) <= sys.float_info.max]
         failed = len(body.verify_responses) - len(good)
@@ -91,6 +94,12 @@ def endpoints(serving: Serving) -> list[Endpoint]:
             "/reverify_mode", Session, RootModel[str], stateless, "Rewards can be asked for again", {}, tag, "GET"
         ),
     ]
+
+
+def _failed(told: str) -> dict[str, Any]:
+    """No reward, in the words of rollout collection and in those of a verify response (both read one of them only)."""
+    collected = {"_ng_failure_class": KIND, "_ng_failure_judge_error": told}
+    return {"reward": 0.0, **collected, "mask_sample": True, "failure_kind": KIND, "failure_reason": told}
 
 
 def _input(params: Mapping[str, Any]) -> Prompt:

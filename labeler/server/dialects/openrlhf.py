@@ -14,12 +14,12 @@ from pydantic import BaseModel
 
 from labeler.server import texts
 from labeler.server.core import Item
-from labeler.server.wire import Body, Endpoint, RefusedError, Serving, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, Several, item
 
 
 class Batch(Body):
-    query: list[str]
-    prompts: list[str] | None = None
+    query: Several[str]
+    prompts: Several[str] | None = None
     labels: list[Any] | None = None
 
 

@@ -14,22 +14,22 @@ from pydantic import BaseModel
 
 from labeler.server import texts
 from labeler.server.core import Item
-from labeler.server.wire import Body, Endpoint, RefusedError, Serving, Turn, identity, item
+from labeler.server.wire import Body, Endpoint, RefusedError, Serving, Several, Turn, identity, item
 
 
 class Input(Body):
     model: str | None = None
-    input: str | list[str] | list[Turn] | None = None
-    messages: list[Turn] | None = None
+    input: str | Several[str] | Several[Turn] | None = None
+    messages: Several[Turn] | None = None
 
 
 class Pairs(Body):
     model: str | None = None
-    text_1: str | list[str] | None = None
-    text_2: str | list[str] | None = None
-    queries: str | list[str] | None = None
-    documents: str | list[str] | None = None
-    items: str | list[str] | None = None
+    text_1: str | Several[str] | None = None
+    text_2: str | Several[str] | None = None
+    queries: str | Several[str] | None = None
+    documents: str | Several[str] | None = None
+    items: str | Several[str] | None = None
 
 
 class Classified(BaseModel):

@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import RootModel
 
 from labeler.server import texts
-from labeler.server.wire import Body, Endpoint, Serving, Turn, item
+from labeler.server.wire import Body, Endpoint, Serving, Several, Turn, item
 
 
 class Sample(Body):
-    prompt: str | list[Turn]
+    prompt: str | Several[Turn]
     response: str
     label: Any = None
 
