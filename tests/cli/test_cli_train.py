@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import sys
+from itertools import pairwise
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +18,8 @@ from safetensors.torch import load_file
 from tiny_runs import told
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer import commands, curves
+from lm.branches import LogProbabilities, Scores
+from trainer import commands, curves, reference
 
 KINDS = ("sft", "reward", "dpo", "cpl")
 
@@ -275,6 +280,15 @@ def asked(row: dict[str, Any], tokenizer: Any) -> str:
     return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
 
 
+def likelihoods(model: Any, tokenizer: Any, row: dict[str, Any], response: str) -> torch.Tensor:
+    """Log-probabilities of a response's tokens, by a model of transformers."""
+    before = tokenizer(asked(row, tokenizer), add_special_tokens=False).input_ids
+    after = tokenizer(f"{response}<|end|>", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
+    return logits.log_softmax(-1)[range(len(after)), after]
+
+
 def test_a_reward_model_is_one_of_transformers(ran, heldout):
     """Its stock class loads it and reads whole conversations, padded: its scores are those that the run measured."""
     found = ran("reward", "--data.heldout", heldout)
@@ -296,20 +310,19 @@ def test_a_reward_model_is_one_of_transformers(ran, heldout):
     assert found["heldout"]["mean_score"] == pytest.approx(sum(means) / 9, abs=1e-5)
 
 
-@pytest.mark.parametrize("more", [(), ("--model.lora", 4)], ids=["whole", "adapters"])
+ADAPTED = ("--model.lora", 4, "--model.lora-targets", "q_proj", "lm_head", "embed_tokens")
+
+
+@pytest.mark.parametrize("more", [(), ("--model.lora", 4), ADAPTED], ids=["whole", "adapters", "adapters on the ends"])
 def test_a_fine_tuned_model_is_one_of_transformers(ran, heldout, more):
     found = ran("sft", "--data.heldout", heldout, *more)
     model = AutoModelForCausalLM.from_pretrained("run/model").eval()
     tokenizer = AutoTokenizer.from_pretrained("run/model")
     total = count = 0
     for row in map(json.loads, heldout.read_text().splitlines()):
-        before = tokenizer(asked(row, tokenizer), add_special_tokens=False).input_ids
-        best = row["responses"][row["votes"][0]["choice"]]
-        after = tokenizer(f"{best}<|end|>", add_special_tokens=False).input_ids
-        with torch.no_grad():
-            logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
-        total -= float(logits.log_softmax(-1)[range(len(after)), after].sum())
-        count += len(after)
+        likely = likelihoods(model, tokenizer, row, row["responses"][row["votes"][0]["choice"]])
+        total -= float(likely.sum())
+        count += len(likely)
     assert found["heldout"]["loss"] == pytest.approx(total / count, abs=1e-5)
     assert Path("run/adapter/adapter_model.safetensors").is_file() == bool(more)
 
@@ -348,6 +361,217 @@ def test_held_out_rows_without_a_loss_are_named(cli, words, lines, poisoned):
         rows[at]["prompt"] += " ~"
     said = cli("train", "reward", *words[:2], *words[4:], "--model.name", poisoned, "--data.heldout", lines(rows))
     assert said.complaint == "rlaif: the held-out loss is not a number; rows: row 2, row 5"
+
+
+def test_adapters_on_the_ends_of_a_tied_model_are_refused(cli, words, tmp_path):
+    tied = tiny_runs.model_folder(tmp_path / "tied", tied=True)
+    complaint = cli("train", "sft", *words[:2], *words[4:], "--model.name", tied, *ADAPTED).complaint
+    assert complaint.startswith("rlaif: model.lora_targets lm_head embed_tokens: the embedding and the head ")
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_rows_of_which_none_fits_are_an_error_that_names_their_file(cli, words, lines, kind):
+    apart = lines([{**row, "prompt": f"Tell me: {row['prompt']}"} for row in LONG], "apart.jsonl")
+    assert cli("train", kind, *words, "--data.heldout", apart).complaint == (
+        f"rlaif: {apart}: no row is left to evaluate on: a response alone has 256 tokens or more (data.max_tokens)"
+    )
+    assert not Path("run").exists()
+
+
+NONE = "no row is held out to evaluate on (a tenth of so few prompts is none; --data.heldout FILE is)"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_of_few_prompts_none_is_held_out_which_is_told(cli, words, lines, kind):
+    said = cli("train", kind, *words[2:], "--data.train", lines(tiny_runs.compared(4)), "--json")
+    assert (said.status, said.err.splitlines()) == (0, [NONE])
+    assert (said.json["rows"], said.json["heldout_rows"], said.json["updates"]) == (4, 0, 4)
+    assert (said.json["heldout"], said.json["accuracy"], said.json["before"]) == ({}, None, None)
+    assert [line["update"] for line in measured(Path("run"))] == [1, 2, 3, 4]
+    assert Path("run/model/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("count", "held"), [(5, 0), (6, 1)])
+def test_a_tenth_of_six_prompts_is_one(cli, words, lines, count, held):
+    said = cli("train", "sft", *words[2:], "--data.train", lines(tiny_runs.compared(count)), "--json")
+    assert (said.status, told(said.err)) == (0, [] if held else [NONE])
+    assert said.json["heldout_rows"] == held
+
+
+@pytest.mark.parametrize(("more", "most"), [((), 256), (("--data.max-tokens", 100), 100)], ids=["context", "set"])
+def test_prompts_that_lose_their_beginning_are_counted(cli, words, lines, heldout, more, most):
+    rows = tiny_runs.compared(40)
+    for at in (3, 17, 30):
+        rows[at]["prompt"] = "question number " * 99 + rows[at]["prompt"]
+    apart = [json.loads(line) for line in heldout.read_text().splitlines()]
+    apart[5]["prompt"] = "question number " * 99 + apart[5]["prompt"]
+    files = ("--data.train", lines(rows), "--data.heldout", lines(apart, "apart.jsonl"))
+    said = cli("train", "dpo", *words[2:], *files, *more, "--json")
+    assert said.status == 0
+    assert told(said.err) == [f"4 prompts lost their beginning, to fit into {most} tokens (data.max_tokens)"]
+    assert (said.json["rows"], said.json["heldout_rows"]) == (40, 9)
+
+
+@pytest.fixture
+def permuted(tiny: Path, tmp_path: Path) -> Path:
+    """The same model with another tokenizer: as large, but two of its tokens have each other's number."""
+    place = tmp_path / "permuted"
+    shutil.copytree(tiny, place)
+    known = json.loads((place / "tokenizer.json").read_text())
+    numbers = known["model"]["vocab"]
+    numbers["a"], numbers["b"] = numbers["b"], numbers["a"]
+    (place / "tokenizer.json").write_text(json.dumps(known))
+    return place
+
+
+@pytest.mark.parametrize("cached", ["true", "false"])
+def test_a_reference_with_another_tokenizer_is_refused_before_any_update(cli, words, permuted, tmp_path, cached):
+    asked = ("train", "dpo", *words, f"--algorithm.cached={cached}")
+    assert cli(*asked, "--algorithm.reference", permuted).complaint == (
+        f"rlaif: algorithm.reference {permuted}: has another tokenizer than the model: the same text is other tokens to"
+        " it"
+    )
+    assert not Path("run/metrics.jsonl").exists()
+    assert not Path("run/checkpoints").exists()
+    assert not (tmp_path / "cache/rlaif/reference").exists()
+
+
+def test_what_is_mended_after_a_wrong_reference_can_be_started(cli, words, permuted):
+    assert cli("train", "dpo", *words, "--algorithm.reference", permuted).status == 1
+    assert cli("train", "dpo", *words).status == 0
+
+
+def short_of_memory(*_: object, **__: object) -> None:
+    """As torch says it on a CPU."""
+    raise RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+        " allocate 99 bytes. Error code 12 (not enough memory)"
+    )
+
+
+FORWARD: dict[type, Any] = {each: each.forward for each in (Scores, LogProbabilities)}
+
+
+def in_training(self: Any, *given: Any) -> Any:
+    return short_of_memory() if self.training else FORWARD[type(self)](self, *given)
+
+
+def in_looks(self: Any, *given: Any) -> Any:
+    return FORWARD[type(self)](self, *given) if self.training else short_of_memory()
+
+
+PLACES = {
+    "the optimizer's first step": ("reward", torch.optim.AdamW, "step", short_of_memory),
+    "the forward pass": ("reward", Scores, "forward", in_training),
+    "the backward pass": ("cpl", torch.Tensor, "backward", short_of_memory),
+    "a look": ("reward", Scores, "forward", in_looks),
+    "the reference": ("dpo", LogProbabilities, "forward", in_looks),
+    "the reference at an update": ("dpo --algorithm.cached=false", reference, "totals", short_of_memory),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_machine_without_enough_memory_says_what_to_change(cli, words, monkeypatch, place):
+    kind, owner, name, instead = PLACES[place]
+    monkeypatch.setattr(owner, name, instead)
+    said = cli("train", *kind.split(), *words, "--run.tokens", 300)
+    assert (said.status, said.out) == (1, "")
+    (complaint,) = told(said.err)
+    assert re.fullmatch(
+        r"rlaif: out of memory on cpu with \d+ tokens at once: give a smaller --run\.tokens \(now 300\),"
+        r" --model\.checkpointing, or --model\.lora 16; the last checkpoint stays",
+        complaint,
+    )
+
+
+def test_what_is_no_lack_of_memory_is_not_called_so(cli, words, monkeypatch):
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: torch.ones(2) @ torch.ones(3))
+    assert "memory" not in cli("train", "reward", *words).err
+
+
+def test_dpo_tells_that_the_chosen_response_became_less_likely_though_the_loss_falls(cli, words, lines, tiny):
+    """The rejected response says the chosen one's words more often: what makes it unlikely makes both so."""
+    chosen, rejected = "never go away", "away go never away go never away go never away go never away go never"
+    rows = [
+        {"prompt": f"{at}: is it good?", "responses": [chosen, rejected], "votes": [{"choice": 0}]} for at in range(4)
+    ]
+    files = ("--data.train", lines(rows[:3], "train.jsonl"), "--data.heldout", lines(rows[3:], "heldout.jsonl"))
+    steady = ("--optim.steps", 8, "--optim.lr", 1e-3, "--optim.warmup", 0, "--run.evaluate-every", 8)
+    said = cli("train", "dpo", *words[2:6], *files, *steady)
+    assert said.status == 0, said.err
+    found = [line for line in measured(Path("run")) if "loss" in line]
+    assert len(found) == 8
+    for before, after in pairwise(found):
+        assert after["loss"] < before["loss"]
+        assert after["logp_chosen"] < before["logp_chosen"]
+        assert after["logp_rejected"] - before["logp_rejected"] < after["logp_chosen"] - before["logp_chosen"]
+    # The numbers are those of transformers, of the model before and of the one that was written.
+    looks = [line["heldout"] for line in measured(Path("run")) if "heldout" in line]
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    for look, place in zip(looks, (tiny, "run/model"), strict=True):
+        model = AutoModelForCausalLM.from_pretrained(place).eval()
+        for name, response in (("logp_chosen", chosen), ("logp_rejected", rejected)):
+            assert look[name] == pytest.approx(float(likelihoods(model, tokenizer, rows[3], response).sum()), abs=1e-3)
+    assert looks[1]["logp_chosen"] < looks[0]["logp_chosen"] - 1
+    assert looks[1]["loss"] < looks[0]["loss"]
+
+
+def numbers(run: Path) -> dict[tuple[str, int], float]:
+    """What metrics.jsonl has, by name and update; seconds are nobody's but its own."""
+    found: dict[tuple[str, int], float] = {}
+    for line in measured(run):
+        side, told = ("heldout", line["heldout"]) if "heldout" in line else ("train", line)
+        found |= {(f"{side}/{name}", line["update"]): value for name, value in told.items() if name != "update"}
+    return found
+
+
+@pytest.mark.parametrize("kind", ["reward", "dpo"])
+def test_tensorboard_has_the_numbers_of_the_run(ran, kind):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    ran(kind, "--run.tensorboard", "--run.evaluate-every", 2)
+    events = EventAccumulator("run/tensorboard", size_guidance={"scalars": 0}).Reload()
+    found = {(tag, each.step): each.value for tag in events.Tags()["scalars"] for each in events.Scalars(tag)}
+    assert sum(len(events.Scalars(tag)) for tag in events.Tags()["scalars"]) == len(found)
+    expected = numbers(Path("run"))
+    assert {("train/loss", 4), ("train/lr", 1), ("heldout/accuracy", 0), ("heldout/loss", 4)} <= expected.keys()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6), name
+
+
+def test_weights_and_biases_has_the_numbers_of_the_run(ran, monkeypatch):
+    logged: list[tuple[int, dict[str, float]]] = []
+    begun: list[dict[str, Any]] = []
+    stand_in: Any = ModuleType("wandb")
+
+    def init(**given: Any) -> Any:
+        begun.append(given)
+        return SimpleNamespace(log=lambda values, step: logged.append((step, values)))
+
+    stand_in.init = init
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    ran("reward", "--run.wandb", "judges", "--run.evaluate-every", 2)
+    (given,) = begun
+    assert (given["project"], given["name"], given["dir"]) == ("judges", "run", "run")
+    steps = [step for step, _ in logged]
+    assert steps == sorted(steps)  # it throws away what comes later of an earlier step
+    found = {(name, step): value for step, values in logged for name, value in values.items()}
+    assert sum(len(values) for _, values in logged) == len(found)
+    assert found == numbers(Path("run"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing", "said"),
+    [
+        (("--run.wandb", "judges"), "wandb", "rlaif: run.wandb needs it: pip install wandb"),
+        (("--run.tensorboard",), "torch.utils.tensorboard", "rlaif: run.tensorboard needs it: pip install tensorboard"),
+    ],
+)
+def test_a_tracker_that_is_not_installed_is_one_line(cli, words, monkeypatch, asked, missing, said):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert cli("train", "reward", *words, *asked).complaint == said
 
 
 @pytest.mark.parametrize("more", [(), *((kind,) for kind in KINDS)], ids=["train", *KINDS])

@@ -220,3 +220,37 @@ def test_megabytes_that_cannot_fit_are_not_encoded(monkeypatch):
         prompt = Prompt("", "", "x" * length, "", "", "")
         assert (backend.overflow(Write(prompt, 1)) > 0) == (length > 100)
     assert size == [10_000]
+
+
+DATED = (
+    "{% if not date_string is defined %}{% if strftime_now is defined %}"
+    "{% set date_string = strftime_now('%d %b %Y') %}{% else %}{% set date_string = '1 Jan 1970' %}{% endif %}{% endif %}"
+    "<|im_start|>system\nToday Date: {{ date_string }}\n"
+    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% endif %}<|im_end|>\n"
+    "{% for m in messages if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""As Llama 3 writes the day."""
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_template_that_writes_the_day_always_writes_the_same_one(turns):
+    tokenizer = made(DATED)
+    encoder = Encoder(tokenizer)
+    today = templated(tokenizer, turns, add_generation_prompt=True)
+    assert "26 Jul 2024" not in tokenizer.decode(list(today))
+    found = encoder.prompt(turns, 10**6)
+    assert tokenizer.decode(list(found)).startswith("<|im_start|>system\nToday Date: 26 Jul 2024\n")
+    assert found == templated(tokenizer, turns, add_generation_prompt=True, date_string="26 Jul 2024")
+    whole = templated(tokenizer, [*turns, ("assistant", "A plant.")], date_string="26 Jul 2024")
+    found += encoder.answer("A plant.", [role for role, _ in turns])
+    assert found == whole[: len(found)]
+
+
+def test_a_raters_question_has_that_day_too():
+    tokenizer = made(DATED)
+    found = tokenizer.decode(list(Encoder(tokenizer).encode("Be brief.", "Which?", "Preferred:")))
+    assert found == (
+        "<|im_start|>system\nToday Date: 26 Jul 2024\nBe brief.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
+        "<|im_start|>assistant\nPreferred:"
+    )

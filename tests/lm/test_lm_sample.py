@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from lm.sample import Draw, write
@@ -70,3 +70,23 @@ def test_text_ends_before_its_stop_string(tiny_llama, tokenizer):
     (cut,) = write(tiny_llama, tokenizer, [draw((20, 30, 40), stop=(stop,))], batch=1)
     assert cut.text == whole[: whole.index(stop)]
     assert cut.tokens < 12
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A tokenizer with one character a token, of one byte or of two."""
+    own = Tokenizer(models.WordLevel({chr(0x21 + at): at for at in range(211)}, unk_token="!"))
+    own.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=own)
+
+
+@pytest.mark.parametrize("length", [1, 23, 24, 25, 40])
+def test_a_stop_string_of_any_number_of_tokens_ends_the_text(tiny_llama, letters, length):
+    (whole,) = write(tiny_llama, letters, [draw((20, 30), seed=1, temperature=1.0, max_tokens=60)], batch=1)
+    assert (len(whole.text), whole.ended) == (60, False)
+    stop = whole.text[10 : 10 + length]
+    start = whole.text.index(stop)
+    asked = draw((20, 30), seed=1, temperature=1.0, max_tokens=60, stop=("never seen", stop))
+    (cut,) = write(tiny_llama, letters, [asked], batch=1)
+    assert (cut.text, cut.ended) == (whole.text[:start], True)
+    assert cut.drawn == whole.drawn[: start + length]

@@ -100,6 +100,17 @@ def test_equal_rewards_teach_nothing():
         assert standardised(torch.full((8,), 9.99), [8], scale).tolist() == [0.0] * 8  # whose mean is another number
 
 
+@given(
+    st.lists(st.tuples(st.integers(1, 33), st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.1, 0.3, 9.99, 1 / 3]))),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_equal_rewards_have_no_advantage_over_one_another_at_all(groups, dtype):
+    """Not even in the last digit, which a scale would blow up; beside a group that has something to tell."""
+    sizes = [2, *(size for size, _ in groups)]
+    values = torch.tensor([1.0, 3.0, *(value for size, value in groups for _ in range(size))], dtype=dtype)
+    assert leave_one_out(values, sizes).tolist() == [-2.0, 2.0] + [0.0] * (len(values) - 2)
+
+
 def test_standardised_rewards_of_a_group():
     rewards = numbers(1, 3, 5, 0)
     assert standardised(rewards, [3, 1], "group").tolist() == pytest.approx([-2 / 2.0001, 0, 2 / 2.0001, 0])

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -172,6 +173,76 @@ def test_a_run_is_never_started_over(tiny, votes, whole):
 def test_a_run_does_not_go_on_with_other_settings(tiny, votes, whole, changed, named):
     said = complaint([*words(RUNS["sft"], tiny, votes), *changed, "--resume"], whole("sft"))
     assert said == f"rlaif: run/config.toml: another run's settings: {named}"
+
+
+def labelled(row: dict[str, Any], sure: float = 0.9, digest: str = "a job") -> dict[str, Any]:
+    """What `rlaif label` would write, of a rater that is so sure of what the votes say."""
+    p = sure if row["votes"][0]["choice"] == 0 else 1 - sure
+    return {
+        "id": row["id"], "p": p, "choice": int(p < 0.5), "orders": [{"p_first": p, "mass": 1.0}], "mass": 1.0,
+        "same_position": None, "model": "fake:noise", "task": "helpfulness", "digest": digest, "tokens_in": 1,
+        "tokens_out": 1, "usd": None, "seconds": 0.1, "method": "logprobs",
+    }  # fmt: skip
+
+
+PLAIN = [{**row, "responses": row["responses"][:2]} for row in compared(40)]
+LABELS = [labelled(row) for row in PLAIN]
+
+
+@pytest.fixture(scope="module")
+def broken_off(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> tuple[Path, list[object]]:
+    """The folder of a run on labels that was killed after some updates, and how it was started."""
+    folder = tmp_path_factory.mktemp("labels")
+    written(folder / "plain.jsonl", PLAIN)
+    written(folder / "labels.jsonl", LABELS)
+    asked = [*words(("reward", "--data.labels", "labels.jsonl"), tiny, Path("plain.jsonl")), "--run.patience", 9]
+    assert ended(forked(asked, folder, fuse=Fuse(9, "metrics.jsonl")), folder).status == -signal.SIGKILL
+    assert checkpoint.latest(folder / "run/checkpoints") is not None
+    return folder, asked
+
+
+OTHERS = {
+    "all p": [labelled(row, 0.8) for row in PLAIN],
+    "one p": [*LABELS[:7], labelled(PLAIN[7], 0.89), *LABELS[8:]],
+    "the other response": [labelled(row, 0.1) for row in PLAIN],
+    "another digest": [labelled(row, digest="another job") for row in PLAIN],
+    "another model": [{**each, "model": "fake:longer"} for each in LABELS],
+    "a label less": LABELS[1:],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_run_does_not_go_on_with_other_labels_of_the_same_texts(tmp_path, broken_off, name):
+    folder, asked = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = lines(tmp_path / "run")
+    written(tmp_path / "labels.jsonl", OTHERS[name])
+    done = ended(forked([*asked, "--resume"], tmp_path), tmp_path)
+    assert (done.status, done.out) == (1, "")
+    last = done.err.splitlines()[-1]
+    assert last.startswith("rlaif: run/checkpoints/00000004: was made from data ")
+    assert last.endswith("with other data, or another model, a run cannot go on; begin another --run.out")
+    assert lines(tmp_path / "run") == before
+
+
+def test_a_run_goes_on_with_the_same_labels_in_another_order(tmp_path, broken_off):
+    folder, asked = broken_off
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    written(tmp_path / "labels.jsonl", reversed(LABELS))
+    assert ran([*asked, "--resume"], tmp_path)["updates"] == 12
+
+
+def test_a_run_does_not_go_on_with_other_votes_on_the_same_texts(tmp_path, tiny):
+    """All rows are the same but for one voter less."""
+    rows, asked = compared(40), words(RUNS["dpo"], tiny, Path("votes.jsonl"))
+    place = written(tmp_path / "votes.jsonl", rows)
+    fuse = Fuse(9, "metrics.jsonl")
+    assert ended(forked(asked, tmp_path, fuse=fuse), tmp_path).status == -signal.SIGKILL
+    assert len(rows[3]["votes"]) == 3
+    written(place, [*rows[:3], {**rows[3], "votes": rows[3]["votes"][:2]}, *rows[4:]])
+    assert "00000003: was made from data " in ended(forked([*asked, "--resume"], tmp_path), tmp_path).err
+    written(place, rows)
+    assert ran([*asked, "--resume"], tmp_path)["updates"] == 12
 
 
 def test_a_run_goes_on_with_less_memory(tmp_path, tiny, votes, whole):
