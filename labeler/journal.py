@@ -40,6 +40,9 @@ CREATE TABLE IF NOT EXISTS inputs (
 _KEEP = "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?)"
 _PUT = "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)"
 
+_LOG, _CACHE = 16_384, 65_536
+"""Pages of 4 KiB that the log may have, and KiB of pages that are kept in memory."""
+
 _PIECE = 500
 """Values of one SQL statement."""
 
@@ -75,6 +78,10 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            # Keys are hashes: nearly every row is on a page of its own, and each copy of the log into the file writes and
+            # syncs them all. A longer log and a larger cache have each page written far less often.
+            self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG}")
+            self._db.execute(f"PRAGMA cache_size=-{_CACHE}")
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
             with self._transaction():
                 if fresh:

@@ -199,6 +199,8 @@ class Dpo:
             raise TrainingError(f"algorithm.beta {self.beta:g}: expected more than 0")
         if not 0 <= self.noise < 0.5:
             raise TrainingError(f"algorithm.noise {self.noise:g}: expected 0 to less than .5")
+        if not math.isfinite(self.gamma):
+            raise TrainingError(f"algorithm.gamma {self.gamma:g}: expected a number")
         if self.noise and self.loss not in {"sigmoid", "robust"}:
             raise TrainingError(f"algorithm.noise is for sigmoid and robust; {self.loss} has no use for it")
         if self.reference is not None and self.loss == "simpo":
@@ -217,7 +219,7 @@ class Cpl:
     """Round labels to 0 or 1 first."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.conservative <= 1 or not self.alpha > 0:
+        if not 0 < self.conservative <= 1 or not 0 < self.alpha < math.inf:
             raise TrainingError("algorithm.conservative lies in (0, 1], algorithm.alpha above 0")
 
 
@@ -301,6 +303,8 @@ class Judged:
             raise TrainingError(f"reward.weights: {len(self.weights)} for {len(self.of)} in reward.of")
         if not all(map(math.isfinite, self.weights)):
             raise TrainingError("reward.weights: expected numbers")
+        if self.budget is not None and not 0 <= self.budget < math.inf:
+            raise TrainingError(f"reward.budget {self.budget:g}: expected USD, 0 or more")
         if not 0 <= self.patience < math.inf:
             raise TrainingError(f"reward.patience {self.patience:g}: expected seconds, 0 or more")
         if not 0 <= self.unsafe <= 1:

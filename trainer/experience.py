@@ -114,7 +114,7 @@ def told(rows: Sequence[Experience], players: Players) -> list[Experience]:
     place = {id(row): at for at, row in enumerate(rows)}
     for piece in parallel.mine(pieces(rows, players.passes.tokens, parallel.world())):
         some = piece or rows[:1]
-        with players.passes.precision():
+        with players.passes.room(some), players.passes.precision():
             said: Told = players.actor(laid_out(some))
             values = said.values if players.critic is None else players.critic(laid_out(some))
         reference = None if players.reference is None else players.reference(some)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -125,7 +126,11 @@ def export(folder: Path, model: Any, tokenizer: Any) -> Path:
     target, beside = folder / MODEL, folder / f".{MODEL}.new"
     shutil.rmtree(beside, ignore_errors=True)
     if hasattr(model, "merge_and_unload"):
-        model.save_pretrained(folder / ADAPTER)
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # peft tells that it keeps the ends too, where they have adapters
+            model.save_pretrained(folder / ADAPTER)
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; card.md says what there is
     adapt.merged(model).save_pretrained(beside)
     tokenizer.save_pretrained(beside)

@@ -151,7 +151,7 @@ class _Course:
         if self._method.recall is not None:
             self._method.recall(known.groups(self._prompts.train, done, self._rollout.unended))
         metrics = folder.Metrics(out, done or None) if parallel.first() else None
-        logs = trackers.opened(self._config, out) if metrics is not None else []
+        logs = trackers.opened(self._config, out, done) if metrics is not None else []
         adds = (metrics.add, *logs) if metrics is not None else ()
         if done == 0:
             self._look(0, adds)

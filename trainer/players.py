@@ -127,7 +127,7 @@ def _reference(built: Built, policy: Actor, config: Config, cache: Path) -> Aski
 def _asking(actor: Actor, passes: Passes) -> Asking:
     @torch.no_grad()
     def ask(rows: Sequence[Row]) -> Tensor:
-        with passes.precision():
+        with passes.room(rows), passes.precision():
             return actor(laid_out(rows)).likelihoods
 
     return ask

@@ -110,10 +110,10 @@ def train(config: Config, around: Around, *, resume: bool) -> Result:
         taught = teach(config, learned, built)
         for note in taught.notes:
             tell(note)
-        if parallel.first():  # now that it can begin: what is mended after an error can be started again
-            folder.begin(config.run.out, config, taught.failures)
         with bar("reference", len(taught.train) + len(taught.heldout), hidden=not _asks(config)) as shown:
             aim = algorithm(built, config, [*taught.train, *taught.heldout], around.cache, shown.update)
+        if parallel.first():  # now that it can begin: what is mended after an error can be started again
+            folder.begin(config.run.out, config, taught.failures)
         course = _Course(config, built, aim, taught, around.interval, tell)
         with stoppable(config.run.out, "update", tell):
             result = course.run(resume=resume)
@@ -161,7 +161,7 @@ class _Course:
         done = self._resume() if resume else 0
         out = self._config.run.out
         metrics = folder.Metrics(out, done or None) if parallel.first() else None
-        logs = trackers.opened(self._config, out) if metrics is not None else []
+        logs = trackers.opened(self._config, out, done) if metrics is not None else []
         last, stopped = done, self._waited()
         if done == 0:
             self._look(0, metrics, logs)

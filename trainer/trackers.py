@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,22 +12,22 @@ from trainer.config import Config, TrainingError
 Log: TypeAlias = Callable[[Mapping[str, Any]], object]
 
 
-def opened(config: Config, out: Path) -> list[Log]:
-    """The trackers that a configuration names. Raises TrainingError where one is not installed."""
+def opened(config: Config, out: Path, done: int) -> list[Log]:
+    """The trackers that a configuration names, going on after `done`. Raises TrainingError where one is not there."""
     logs: list[Log] = []
     if config.run.tensorboard:
-        logs.append(_tensorboard(out))
+        logs.append(_tensorboard(out, done))
     if config.run.wandb is not None:
         logs.append(_wandb(config.run.wandb, out))
     return logs
 
 
-def _tensorboard(out: Path) -> Log:
+def _tensorboard(out: Path, done: int) -> Log:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
         raise TrainingError("run.tensorboard needs it: pip install tensorboard") from None
-    writer = SummaryWriter(str(out / "tensorboard"))
+    writer = SummaryWriter(str(out / "tensorboard"), purge_step=done + 1 if done else None)
 
     def log(line: Mapping[str, Any]) -> None:
         for name, value in _numbers(line):
@@ -41,7 +42,10 @@ def _wandb(project: str, out: Path) -> Log:
         import wandb  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise TrainingError("run.wandb needs it: pip install wandb") from None
-    run = wandb.init(project=project, name=out.name, dir=str(out), resume="allow")
+    place = out / "wandb.id"  # a run that goes on is the same one there
+    identity = place.read_text("utf-8") if place.is_file() else secrets.token_hex(8)
+    place.write_text(identity, "utf-8")
+    run = wandb.init(project=project, name=out.name, dir=str(out), id=identity, resume="allow")
     return lambda line: run.log(dict(_numbers(line)), step=line["update"])
 
 

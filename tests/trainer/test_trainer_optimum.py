@@ -7,6 +7,7 @@ and trained through the same rollouts, rows, passes and loop as any run.
 from __future__ import annotations
 
 import copy
+import math
 import random
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from lm import tree
 from lm.branches import Actor
 from lm.rows import branches
 from lm.sample import Draw, write
@@ -103,9 +105,9 @@ METHODS = {
 }
 
 
-def learned(config, rewards, length):
+def learned(config, rewards, length, actor=None):
     """The policy after a run, the one before, and the largest ratio, share clipped and KL that the first round saw."""
-    actor = policy(valued=not isinstance(config, Grpo))
+    actor = policy(valued=not isinstance(config, Grpo)) if actor is None else actor
     reference = copy.deepcopy(actor).requires_grad_(False)
 
     @torch.no_grad()
@@ -149,11 +151,101 @@ def test_the_optimum_is_reached(name, length):
         assert first["policy_kl"] == pytest.approx(0.0, abs=1e-6)
 
 
-def test_papers_bandit_has_its_printed_optimum():
-    reference = {(0,): 0.5, (1,): 0.3, (2,): 0.2}
-    rewards = {(0,): 1.0, (1,): 0.0, (2,): 2.0}
-    assert list(best(reference, rewards, 1.0).values()) == pytest.approx([0.433268, 0.095634, 0.471098], abs=1e-6)
-    assert list(best(reference, rewards, 0.5).values()) == pytest.approx([0.247720, 0.020115, 0.732165], abs=1e-6)
+# The bandit of three arms whose optimum is printed
+
+ARMS = {(0,): 0.5, (1,): 0.3, (2,): 0.2}
+"""The reference."""
+WORTH = {(0,): 1.0, (1,): 0.0, (2,): 2.0}
+PRINTED = {
+    1.0: ((0.433268, 0.095634, 0.471098), 1.143252, 0.232212),
+    0.5: ((0.247720, 0.020115, 0.732165), 1.351155, 0.721790),
+}
+"""By beta: the best policy, what it is worth, beta ln Z, and its KL from the reference."""
+
+
+def kl(one: dict[tuple[int, ...], float], other: dict[tuple[int, ...], float]) -> float:
+    return sum(chance * math.log(chance / other[text]) for text, chance in one.items())
+
+
+def worth(chosen: dict[tuple[int, ...], float], beta: float) -> float:
+    """E[r] - beta KL[pi || ref]."""
+    return sum(chance * WORTH[text] for text, chance in chosen.items()) - beta * kl(chosen, ARMS)
+
+
+@pytest.mark.parametrize("beta", PRINTED)
+def test_papers_bandit_has_its_printed_optimum(beta):
+    chosen, most, apart = PRINTED[beta]
+    found = best(ARMS, WORTH, beta)
+    assert list(found.values()) == pytest.approx(chosen, abs=1e-6)
+    assert worth(found, beta) == pytest.approx(most, abs=1e-6)
+    assert kl(found, ARMS) == pytest.approx(apart, abs=1e-6)
+    total = sum(chance * math.exp(WORTH[text] / beta) for text, chance in ARMS.items())
+    assert worth(found, beta) == pytest.approx(beta * math.log(total), abs=1e-12)
+
+
+def test_papers_bandit_is_worth_so_much_at_a_small_beta():
+    assert worth(best(ARMS, WORTH, 0.1), 0.1) == pytest.approx(1.839068, abs=1e-6)
+
+
+def armed(*, valued: bool) -> Actor:
+    """A language model that pulls each arm with the chance that the papers' reference has; other words are unheard of."""
+    actor = policy(valued=valued)
+    with torch.no_grad():
+        asked = branches([(PROMPT, [(0,)])])
+        laid = tree.lay(asked.pack, torch.device("cpu"))
+        said = actor.model.model(input_ids=laid.input_ids, position_ids=laid.position_ids, tree=laid.tree)
+        state = said.last_hidden_state[0, asked.places[0]]
+        wanted = torch.full((WORDS + 1,), -40.0)
+        wanted[: len(ARMS)] = torch.tensor(list(ARMS.values())).log()
+        actor.model.lm_head.weight.copy_(wanted[:, None] * state / state.square().sum())
+    return actor
+
+
+def pulled(actor: Actor) -> dict[tuple[int, ...], float]:
+    """How likely each arm is, of which nothing is left for other words."""
+    found = {text: chance for text, chance in chances(actor, 1).items() if text in ARMS}
+    assert sum(found.values()) == pytest.approx(1.0, abs=1e-5)
+    return found
+
+
+def methods(beta: float) -> dict[str, Ppo | Reinforce | Grpo]:
+    """Each at this weight of the KL; REINFORCE has the reward weigh 1 - beta (Lee et al. 2023)."""
+    loss = Grpo(advantage="centered", aggregate="token", beta=beta, penalty="loss", estimator="k2")
+    return {
+        "ppo": Ppo(beta=beta, epochs=2, value_weight=1.0, lam=1.0),
+        "reinforce": Reinforce(beta=beta / (1 + beta), value_weight=1.0),
+        "grpo, k2 in the loss": loss,
+        "rloo, k2 in the loss": replace(loss, advantage="rloo"),
+    }
+
+
+@pytest.mark.training
+@pytest.mark.parametrize("name", methods(1.0))
+@pytest.mark.parametrize("beta", PRINTED)
+def test_the_printed_optimum_is_reached(name, beta):
+    config = methods(beta)[name]
+    actor = armed(valued=not isinstance(config, Grpo))
+    assert pulled(actor) == pytest.approx(ARMS, abs=1e-5)
+    actor, _, _ = learned(config, WORTH, 1, actor)
+    found, (chosen, most, apart) = pulled(actor), PRINTED[beta]
+    assert distance(found, dict(zip(ARMS, chosen, strict=True))) < 0.02
+    assert worth(found, beta) == pytest.approx(most, abs=0.005)
+    assert worth(found, beta) <= most + 1e-6
+    assert kl(found, ARMS) == pytest.approx(apart, abs=0.03)
+
+
+@pytest.mark.training
+def test_k3_in_the_loss_ends_elsewhere():
+    """Its gradient is that of the other direction, KL[ref || pi]: r - E[r] = beta (1 - ref / pi), so pi = ref / (1 - (r -
+    E[r]) / beta), which is no tilted reference."""
+    beta = 2.0
+    config = replace(methods(beta)["grpo, k2 in the loss"], estimator="k3")
+    found = pulled(learned(config, WORTH, 1, armed(valued=False))[0])
+    mean = sum(chance * WORTH[text] for text, chance in found.items())
+    wanted = {text: chance / (1 - (WORTH[text] - mean) / beta) for text, chance in ARMS.items()}
+    assert sum(wanted.values()) == pytest.approx(1.0, abs=0.02)
+    assert distance(found, wanted) < 0.02
+    assert distance(found, best(ARMS, WORTH, beta)) > 0.02
 
 
 def test_a_coefficient_that_is_adapted_rises_while_the_kl_is_above_its_target():
