@@ -9,6 +9,7 @@ Annotations are no strings here: verl executes the file without making it a modu
 import asyncio
 import contextlib
 import http.client
+import io
 import json
 import logging
 import os
@@ -174,7 +175,8 @@ class RewardClient:
         late.daemon = True
         late.start()
         try:
-            connection.request("POST", f"{place.path.rstrip('/')}/v1/rewards", body, self._headers())
+            with contextlib.suppress(ConnectionError):  # a body that is refused unread: the answer may be there already
+                connection.request("POST", f"{place.path.rstrip('/')}/v1/rewards", body, self._headers())
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -189,7 +191,8 @@ class RewardClient:
         session = await self._session()
         try:
             limit = aiohttp.ClientTimeout(total=seconds)
-            async with session.post(f"{self.url.rstrip('/')}/v1/rewards", data=body, timeout=limit) as answer:
+            data = body if len(body) <= LARGEST else io.BytesIO(body)  # aiohttp writes the one whole, the other in parts
+            async with session.post(f"{self.url.rstrip('/')}/v1/rewards", data=data, timeout=limit) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             return 0, f"{type(error).__name__}: {error}".encode()

@@ -215,6 +215,15 @@ def test_a_server_that_takes_less_at_once_is_sent_less(kind, tmp_path):
     assert None not in found
 
 
+@both
+def test_a_response_that_is_larger_than_a_request_may_be_is_refused_at_once(kind, tmp_path):
+    with process(*WORDS, "--largest-body", "1", cache=tmp_path) as small:
+        started = time.monotonic()
+        found = ask(kind, RewardClient(small.url, timeout=20), ["fine", "x" * (5 << 20), "well"])
+        assert time.monotonic() - started < 10
+    assert [each is None for each in found] == [False, True, False]
+
+
 def test_connections_end_with_their_event_loop():
     with scripted(answers(0.5)) as it:
         client = RewardClient(it.url)

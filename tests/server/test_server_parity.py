@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rewarding import MEMORY, ROOT, Web, good, living, served
+from rewarding import MEMORY, PATIENCE, ROOT, Web, good, living, served
 from tiny_runs import model_folder
 
 import rlaif
+from data.records import Response
+from data.tables import batched
+from labeler.options import Options
+from labeler.score import Scorer
 from labeler.server import rewarded, serving
 from labeler.server.options import Listening
 from labeler.server.serving import Model
+from prompts.task import load
 
 FORTY_EIGHT = (ROOT / "data" / "samples" / "responses.jsonl").read_text(encoding="utf-8").splitlines()
 ODD = {"prompt": "Zwei Zeilen,\nbitte: „ü“ 🦊?", "response": "Eins.\n\n  Zwei — {{ drei }} <b>vier</b>"}
@@ -157,6 +162,61 @@ def test_a_real_models_rewards_are_those_of_rlaif_score_through_every_dialect(sc
             for way in WAYS:
                 assert await way(web, RESPONSES) == pytest.approx(first, abs=1e-12), way.__name__
             assert await web.metric("rlaif_cache_hits_total") == len(WAYS) * len(RESPONSES)
+
+    asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def tiny_labeler(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that reads whole questions, and minds what it reads."""
+    from safetensors.torch import load_file, save_file
+
+    folder = model_folder(tmp_path_factory.mktemp("labeler"))
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 8192}))
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] *= 10
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_local_models_rewards_asked_afresh_are_those_of_rlaif_score_through_every_dialect(
+    scored, tiny_labeler, tmp_path
+):
+    """Nothing is known from the dialect before: each has a server of its own, with the model opened again."""
+    wanted = scored("--task", "helpfulness", "--model", f"local:{tiny_labeler}", "--dtype", "float32")
+    assert len(set(wanted)) == len(RESPONSES)
+    assert max(wanted) - min(wanted) > 0.1
+    model = Model(("helpfulness",), f"local:{tiny_labeler}", tmp_path, dtype="float32")
+
+    async def run() -> None:
+        for way in WAYS:
+            gate = serving.build(serving.opened(model, 600), model, Listening(answer_within=600), MEMORY, None)
+            async with living(gate) as web:
+                assert await way(web, RESPONSES) == pytest.approx(wanted, abs=1e-6), way.__name__
+                assert await web.metric("rlaif_cache_hits_total") == 0
+                assert await web.metric("rlaif_batch_items_sum") == len(RESPONSES)
+
+    asyncio.run(run())
+
+
+def test_the_same_questions_in_the_same_batches_have_the_same_rewards_to_the_last_bit(tiny_labeler, tmp_path):
+    """What is left between a server and `rlaif score` is rounding: the question of the warm-up comes first here, and
+    where prompts are shared goes with what was asked before."""
+    model = Model(("helpfulness",), f"local:{tiny_labeler}", tmp_path, dtype="float32")
+    rows = [Response(id=each["id"], prompt=each["prompt"], response=each["response"]) for each in RESPONSES]
+
+    async def run() -> None:
+        backend = serving.opened(model, 600)
+        scorer = Scorer(load("helpfulness"), backend, Options())
+        await scorer([serving.WARM])
+        wanted = [each.reward for piece in batched(rows, backend.rows) for each in await scorer(piece)]
+        gate = serving.build(serving.opened(model, 600), model, Listening(answer_within=600), MEMORY, None)
+        async with living(gate) as web:
+            async with asyncio.timeout(PATIENCE):
+                while (await web.get("/ready")).status != 200:
+                    await asyncio.sleep(0.01)
+            assert await by_native(web, RESPONSES) == wanted
 
     asyncio.run(run())
 
