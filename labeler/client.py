@@ -175,8 +175,12 @@ class RewardClient:
         late.daemon = True
         late.start()
         try:
-            with contextlib.suppress(ConnectionError):  # a body that is refused unread: the answer may be there already
+            try:
                 connection.request("POST", f"{place.path.rstrip('/')}/v1/rewards", body, self._headers())
+            except (BrokenPipeError, ConnectionResetError):
+                if connection.sock is None:
+                    raise
+                # A body that is too large is refused unread: what the server said of it may be there.
             answer = connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -191,7 +195,7 @@ class RewardClient:
         session = await self._session()
         try:
             limit = aiohttp.ClientTimeout(total=seconds)
-            data = body if len(body) <= LARGEST else io.BytesIO(body)  # aiohttp writes the one whole, the other in parts
+            data = body if len(body) <= LARGEST else io.BytesIO(body)  # which aiohttp writes in parts
             async with session.post(f"{self.url.rstrip('/')}/v1/rewards", data=data, timeout=limit) as answer:
                 return answer.status, await answer.read()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:

@@ -78,8 +78,8 @@ class Journal:
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
             self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            # Keys are hashes: nearly every row is on a page of its own, and each copy of the log into the file writes and
-            # syncs them all. A longer log and a larger cache have each page written far less often.
+            # Keys are hashes: nearly every row is on a page of its own, and each copy of the log into the file writes
+            # and syncs them all. A longer log and a larger cache have each page written far less often.
             self._db.execute(f"PRAGMA wal_autocheckpoint={_LOG}")
             self._db.execute(f"PRAGMA cache_size=-{_CACHE}")
             self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")
