@@ -41,10 +41,10 @@ RUNS: dict[str, tuple[object, ...]] = {
 def words(name: str, model: Path) -> list[object]:
     """Four rounds of four prompts; it looks and saves at different ones."""
     return [
-        *RUNS[name], "--data.train", "prompts.jsonl", "--data.heldout", "unseen.jsonl", "--model.name", model, "--run.out", "run", "--json",
-        "--optim.steps", 4, "--optim.batch", 2, "--optim.lr", 3e-3, "--run.evaluate-every", 3, "--run.save-every", 1,
-        "--rollout.prompts", 4, "--rollout.samples", 2, "--rollout.max-tokens", 6, "--rollout.rows", 4,
-        "--reward.of", "tests.trainer.taste:mostly",
+        *RUNS[name], "--data.train", "prompts.jsonl", "--data.heldout", "unseen.jsonl", "--model.name", model,
+        "--run.out", "run", "--json", "--optim.steps", 4, "--optim.batch", 2, "--optim.lr", 3e-3,
+        "--run.evaluate-every", 3, "--run.save-every", 1, "--rollout.prompts", 4, "--rollout.samples", 2,
+        "--rollout.max-tokens", 6, "--rollout.rows", 4, "--reward.of", "tests.trainer.taste:mostly",
     ]  # fmt: skip
 
 
@@ -84,6 +84,13 @@ def test_a_run_that_was_killed_twice_goes_on_to_the_same_end(tmp_path, tiny, who
     assert [line["update"] for line in found if "heldout" in line] == [0, 3, 4]
 
 
+def test_a_run_that_is_killed_while_it_removes_an_old_checkpoint_leaves_nothing_of_it(tmp_path, tiny, whole):
+    """The last thing that it does before its model is written: no later checkpoint comes that would clear up."""
+    name = "ppo, a critic on the trunk"
+    survived(words(name, tiny), room(tmp_path), [Fuse(2, "weights.safetensors")])
+    assert_same(whole(name) / "run", tmp_path / "run")
+
+
 @pytest.mark.kills
 @pytest.mark.parametrize("name", RUNS)
 def test_wherever_a_run_is_killed_it_goes_on_to_the_same_end(tmp_path, tiny, whole, name):
@@ -97,6 +104,21 @@ def test_wherever_a_run_is_killed_it_goes_on_to_the_same_end(tmp_path, tiny, who
         shutil.rmtree(folder)
 
 
+SAMPLES = 4 * 4 * 2
+
+
+def at_some_sample(dice: random.Random, run: Path, going: Callable[[], bool]) -> None:
+    """Wait until a number of samples, drawn from those that are still to come, has its rewards; then a moment more."""
+    place = run / "samples.jsonl"
+    known = place.read_bytes().count(b"\n") if place.is_file() else 0
+    wanted = dice.randint(known, SAMPLES)
+    deadline = time.monotonic() + 60
+    while going() and (not place.is_file() or place.read_bytes().count(b"\n") < wanted):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(dice.uniform(0, 0.1))
+
+
 @pytest.mark.kills
 @pytest.mark.parametrize("name", RUNS)
 def test_whenever_a_run_is_killed_from_outside_it_goes_on_to_the_same_end(tmp_path, tiny, whole, name):
@@ -105,12 +127,7 @@ def test_whenever_a_run_is_killed_from_outside_it_goes_on_to_the_same_end(tmp_pa
         folder, going = room(tmp_path / str(trial)), list[object]()
         for _ in range(3):
             process = forked([*asked, *going], folder)
-            if not going:
-                deadline = time.monotonic() + 60
-                while not (folder / "run/config.toml").is_file():
-                    assert time.monotonic() < deadline
-                    time.sleep(0.001)
-            time.sleep(dice.uniform(0, 2.5))
+            at_some_sample(dice, folder / "run", process.is_alive)
             process.kill()
             killed += ended(process, folder).status == -signal.SIGKILL
             going = ["--resume"]
@@ -121,23 +138,21 @@ def test_whenever_a_run_is_killed_from_outside_it_goes_on_to_the_same_end(tmp_pa
 
 @pytest.mark.kills
 def test_whenever_the_command_is_killed_it_goes_on_to_the_same_end(tmp_path, tiny):
-    """The real command line, which draws its curves too; the one with the most that could be lost."""
+    """The real command line, which draws its curves too (with the seconds that it took, so no two are the same)."""
     name, dice = "ppo, demonstrations beside", random.Random("command")
     asked, killed = words(name, tiny), 0
     assert finished(started(asked, room(tmp_path / "whole"))).status == 0
+    (tmp_path / "whole/run/curves.png").unlink()
     for trial in range(2):
         folder, going = room(tmp_path / str(trial)), list[object]()
         for _ in range(2):
             process = started([*asked, *going], folder)
-            deadline = time.monotonic() + 60
-            while not (folder / "run/metrics.jsonl").is_file() and process.poll() is None:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            time.sleep(dice.uniform(0, 6) if going else dice.uniform(0, 2))
+            at_some_sample(dice, folder / "run", lambda process=process: process.poll() is None)
             process.kill()
             killed += finished(process).status == -signal.SIGKILL
             going = ["--resume"]
         done = finished(started([*asked, "--resume"], folder))
         assert done.status == 0, done.err
+        (folder / "run/curves.png").unlink()
         assert_same(tmp_path / "whole/run", folder / "run")
     assert killed > 1

@@ -188,7 +188,7 @@ def test_papers_bandit_is_worth_so_much_at_a_small_beta():
 
 
 def armed(*, valued: bool) -> Actor:
-    """A language model that pulls each arm with the chance that the papers' reference has; other words are unheard of."""
+    """A language model that pulls each arm with the chance that the papers' reference has, and says nothing else."""
     actor = policy(valued=valued)
     with torch.no_grad():
         asked = branches([(PROMPT, [(0,)])])
@@ -236,8 +236,9 @@ def test_the_printed_optimum_is_reached(name, beta):
 
 @pytest.mark.training
 def test_k3_in_the_loss_ends_elsewhere():
-    """Its gradient is that of the other direction, KL[ref || pi]: r - E[r] = beta (1 - ref / pi), so pi = ref / (1 - (r -
-    E[r]) / beta), which is no tilted reference."""
+    """Its gradient is that of the other direction, KL[ref || pi]. It ends where r - E[r] = beta (1 - ref / pi), so pi
+    is ref / (1 - (r - E[r]) / beta), which is no tilted reference.
+    """
     beta = 2.0
     config = replace(methods(beta)["grpo, k2 in the loss"], estimator="k3")
     found = pulled(learned(config, WORTH, 1, armed(valued=False))[0])
