@@ -77,7 +77,7 @@ def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[f
 
 
 def _served(url: str, token: str | None, patience: float) -> Rewards:
-    client = RewardClient(url, token, timeout=min(PATIENCE, max(1.0, patience)))
+    client = RewardClient(url, token, timeout=min(PATIENCE, max(1.0, patience)), again=False)
 
     place = urlsplit(url)
 

@@ -72,6 +72,8 @@ class RewardClient:
     url: str
     token: str | None = None
     timeout: float = 100.0
+    again: bool = True
+    """Whether a server from which nothing is heard is asked again; who says something meanwhile does it itself."""
     _sessions: dict[asyncio.AbstractEventLoop, Any] = field(default_factory=dict[Any, Any], repr=False)
     """Of each event loop an aiohttp.ClientSession, and the generator that ends it."""
     _local: threading.local = field(default_factory=threading.local, repr=False)
@@ -136,7 +138,7 @@ class RewardClient:
             status, body = self._post(asked.body(left), left)
             if status == TOO_LARGE and len(piece) > 1:
                 return [answer for half in _halves(piece) for answer in self._piece(half, end)]
-            if asked.take(status, body):
+            if asked.take(status, body) or not (status or self.again):
                 break
             time.sleep(max(0.0, min(pause, end - time.monotonic())))
         return asked.given_up()
@@ -150,7 +152,7 @@ class RewardClient:
             status, body = await self._apost(asked.body(left), left)
             if status == TOO_LARGE and len(piece) > 1:
                 return [answer for half in _halves(piece) for answer in await self._apiece(half, end)]
-            if asked.take(status, body):
+            if asked.take(status, body) or not (status or self.again):
                 break
             await asyncio.sleep(max(0.0, min(pause, end - time.monotonic())))
         return asked.given_up()

@@ -17,7 +17,7 @@ from typing import Any
 Tokens = tuple[int, ...]
 
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
-_DAY = datetime(2024, 7, 26)  # noqa: DTZ001  a day on paper
+_DAY = datetime(2024, 7, 26)
 """Which Llama 3's template falls back on where it is told no date."""
 _MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -435,7 +436,7 @@ class Rest:
     """Each pass learns at this part of the rate before it."""
 
     def __post_init__(self) -> None:
-        if not self.thresholds or list(self.thresholds) != sorted(set(self.thresholds)):
+        if not self.thresholds or not all(a < b for a, b in pairwise((*self.thresholds, math.inf))):
             raise TrainingError("algorithm.thresholds: expected numbers that rise")
         if self.kind != "absolute" and not all(0 <= each < 1 for each in self.thresholds):
             raise TrainingError(f"algorithm.thresholds: as {self.kind} they lie in [0, 1)")

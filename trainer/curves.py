@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 PICTURE = "curves.png"
-UNSEEN = frozenset({"update", "epoch", "lr", "seconds", "tokens"})
+UNSEEN = frozenset({"update", "epoch", "lr", "seconds", "sampling_seconds", "tokens"})
 """Fields of a line that are no curve."""
 
 

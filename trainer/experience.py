@@ -180,7 +180,7 @@ def drift(rows: Sequence[Experience]) -> float:
 
 def seen(rows: Sequence[Experience]) -> dict[str, float]:
     """What every algorithm logs of a round."""
-    rewards, counts = joined(rows, "rewards"), lengths(rows)
+    rewards, counts = joined(rows, "rewards").double(), lengths(rows)  # of equal ones the deviation is 0
     summed = torch.stack([each.sum() for each in log_ratios(rows).split(counts)])
     return {
         "reward": float(rewards.mean()),

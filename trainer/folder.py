@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data.records import Failure
 from lm import adapt
@@ -94,9 +94,12 @@ def _section(section: object) -> str:
 
 
 def _value(value: object) -> str:
-    """TOML writes texts, numbers and lists as JSON does."""
-    plain: Any = str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-    return json.dumps(plain, ensure_ascii=False)
+    """TOML writes texts and whole numbers as JSON does, others (also without end) as Python does."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_value, cast('tuple[object, ...]', value)))}]"
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False)
 
 
 class Metrics:

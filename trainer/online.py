@@ -277,8 +277,12 @@ class _Course:
         if not self._prompts.heldout:
             return
         groups = [each for each in self._sample(self._prompts.heldout, LOOK, None) if each.rewarded]
-        if not groups:
+        if not groups and number == 0:
             raise TrainingError("no held-out response has a reward (None, or not a number); the last checkpoint stays")
+        if not groups:
+            self._seen = (None, {})
+            self._tell(f"round {number} of {self._rounds}: no held-out response has a reward: there is nothing to see")
+            return
         rewards = [fmean(each.reward or 0.0 for each in group.rewarded) for group in groups]
         bounds = dict(self._interval(rewards, [group.question.topic for group in groups]))
         samples = [each for group in groups for each in group.samples]
@@ -314,6 +318,7 @@ class _Course:
         if self._method.state is not None:
             self._method.state.update(state["method"])
         self._updates, self._before = state["updates"], state["before"]
+        checkpoint.prune(self._checkpoints, self._config.run.keep, None)  # a kill may have left half of an old one
         return int(state["update"])
 
     def _made(self, encoder: Encoder) -> Method:

@@ -19,13 +19,14 @@ def rest(players: Players, config: Rest, batch: int, order: Order) -> Method:
     """Grow is the round's sampling; each threshold is one Improve step, a pass at a lower rate."""
 
     def prepare(number: int, groups: Sequence[Group]) -> Round:
-        steps = [improved(groups, config, at) for at in range(len(config.thresholds))]
+        told = config.kind == "absolute" or _apart(groups, config)
+        steps = [improved(groups, config, at) if told else [] for at in range(len(config.thresholds))]
         rewards = [each for group in groups for each in group.rewards]
         metrics = {"reward": math.fsum(rewards) / len(rewards)}
         metrics |= {f"kept_{at}": float(len(rows)) for at, rows in enumerate(steps)}
 
         def lessons() -> Iterator[Lesson]:
-            for at, rows in enumerate(steps):
+            for at, rows in enumerate(steps if told else ()):
                 ordered = [rows[place] for place in order(len(rows), number, at)]
                 batches = [ordered[start : start + batch] for start in range(0, len(ordered), batch)]
                 yield Lesson(iter(batches), config.decay**at)
@@ -33,6 +34,13 @@ def rest(players: Players, config: Rest, batch: int, order: Order) -> Method:
         return Round(lessons(), metrics)
 
     return Method(sft(players.actor), prepare)
+
+
+def _apart(groups: Sequence[Group], config: Rest) -> bool:
+    """Whether there are better and worse ones: where all are equal, no part of them is better than the rest."""
+    pools = [group.rewards for group in groups]
+    pools = [[each for pool in pools for each in pool]] if config.kind == "percentile" else pools
+    return any(min(pool) < max(pool) for pool in pools if pool)
 
 
 def improved(groups: Sequence[Group], config: Rest, step: int) -> list[Row]:

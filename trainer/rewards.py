@@ -46,8 +46,8 @@ LEAST = 1e-6
 HOUSE = Path(__file__).parent
 FILES = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What does not pass by waiting, of the errors of an operating system."""
-AGAIN = 5.0
-"""Seconds between two tries while nothing answers."""
+FIRST, AGAIN = 0.25, 5.0
+"""Seconds between two tries while nothing answers: at first, and at most, doubled each time."""
 
 
 def opened(config: Judged, elsewhere: Opener, device: str) -> list[Rewards]:
@@ -161,7 +161,7 @@ def _asked(
     """Numbers and None, whatever a source gives. One that cannot be reached (OSError: no connection, no answer in time)
     is asked again, so that a server which is away for a minute is a pause. Raises TrainingError.
     """
-    end, told = time.monotonic() + patience.seconds, False
+    end, pause = time.monotonic() + patience.seconds, FIRST
     while True:
         try:
             found = list(source(prompts, responses))
@@ -176,12 +176,12 @@ def _asked(
                     f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? The last"
                     " checkpoint stays; --resume goes on"
                 ) from error
-            if not told:
+            if FIRST < pause <= 2 * FIRST:  # once, and not of a connection that only broke
                 patience.tell(
                     f"reward.of {name}: no answer ({error}); asked again for {patience.seconds:g} s (reward.patience)"
                 )
-                told = True
-            patience.stopped.wait(min(AGAIN, max(0.0, end - time.monotonic())))
+            patience.stopped.wait(min(pause, max(0.0, end - time.monotonic())))
+            pause = min(2 * pause, AGAIN)
         except (Exception, SystemExit) as error:
             raise _failed(name, error) from error
     if len(found) != len(responses):

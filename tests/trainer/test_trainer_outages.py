@@ -138,13 +138,14 @@ def test_a_judge_that_stays_silent_is_told_of_again_and_costs_nothing(tmp_path, 
     assert_same(whole("ppo"), run)
 
 
-def test_a_look_without_any_reward_ends_the_run_which_goes_on_when_the_judge_is_back(tmp_path, tiny, prompts, whole):
-    """The round before the look has its rewards; they are not asked for again, and its learning is done again."""
+def test_a_look_without_any_reward_is_told_and_ends_nothing(tmp_path, tiny, prompts, whole):
+    """The round after it does; the rewards of the round before are not asked for again, and its learning is done again."""
     run = room(tmp_path) / "run"
     often = ("--run.evaluate-every", 3)
     words = asked("ppo", tiny, prompts, *often)
-    said = stopped(ended(forked(words, tmp_path, SILENT_FROM="8"), tmp_path))
-    assert said == "rlaif: no held-out response has a reward (None, or not a number); the last checkpoint stays"
+    done = ended(forked(words, tmp_path, SILENT_FROM="8"), tmp_path)
+    assert "round 3 of 4: no held-out response has a reward: there is nothing to see\n" in done.err
+    assert stopped(done).startswith("rlaif: round 4: no response has a reward (None, or not a number)")
     assert saved(run) == ["00000002"]
     before = (run / "samples.jsonl").read_bytes()
     ran([*words, "--resume"], tmp_path)
