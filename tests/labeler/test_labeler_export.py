@@ -109,4 +109,6 @@ def test_what_is_exported_is_read_as_comparisons_again(tmp_path, form: str, name
     assert isinstance(second, Comparison)
     assert first.responses[first.votes[0].choice] == "a first"
     assert second.responses[second.votes[0].choice] == "b second"
-    assert first.meta == {"p": 0.9, "margin": pytest.approx(2 / 3)}
+    for row_, sure in ((first, 0.9), (second, 0.8)):  # in the vote, wherever the reader put the chosen one
+        assert row_.votes[0].p == pytest.approx(sure if row_.votes[0].choice == 0 else 1 - sure)
+    assert first.meta == {"margin": pytest.approx(2 / 3)}

@@ -139,7 +139,7 @@ def test_a_judge_that_stays_silent_is_told_of_again_and_costs_nothing(tmp_path, 
 
 
 def test_a_look_without_any_reward_is_told_and_ends_nothing(tmp_path, tiny, prompts, whole):
-    """The round after it does; the rewards of the round before are not asked for again, and its learning is done again."""
+    """The round after it does; what the round before had is not asked for again, and its learning is done again."""
     run = room(tmp_path) / "run"
     often = ("--run.evaluate-every", 3)
     words = asked("ppo", tiny, prompts, *often)
