@@ -164,10 +164,10 @@ def test_a_run_is_never_started_over(tiny, votes, whole):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (("--optim.clip", 0.5), "clip = 0.5; clip = 1.0"),
-        (("--run.seed", 1), "seed = 0; seed = 1"),
-        (("--model.freeze", 1), "freeze = 0; freeze = 1"),
-        (("--run.patience", 2), "patience = 2"),
+        (("--optim.clip", 0.5), "optim.clip = 0.5; optim.clip = 1.0"),
+        (("--run.seed", 1), "run.seed = 0; run.seed = 1"),
+        (("--model.freeze", 1), "model.freeze = 0; model.freeze = 1"),
+        (("--run.patience", 2), "run.patience = 2"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(tiny, votes, whole, changed, named):
