@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_while_it_removes_an_old_checkpoint_leaves_nothing_
 def test_wherever_a_run_is_killed_it_goes_on_to_the_same_end(tmp_path, tiny, whole, name):
     """At places drawn anew from all of its changes: before the first round and while its model is written, too."""
     dice, most = random.Random(f"wherever {name}"), changes(whole(name))
-    for at in dice.sample(range(1, most + 1), 8):
+    for at in dice.sample(range(1, most + 1), 4):
         folder = room(tmp_path / str(at))
         points = [Fuse(at, middle=dice.random() < 0.5), Fuse(dice.randint(1, 6), middle=dice.random() < 0.5)]
         survived(words(name, tiny), folder, points)
@@ -123,7 +123,7 @@ def at_some_sample(dice: random.Random, run: Path, going: Callable[[], bool]) ->
 @pytest.mark.parametrize("name", RUNS)
 def test_whenever_a_run_is_killed_from_outside_it_goes_on_to_the_same_end(tmp_path, tiny, whole, name):
     dice, asked, killed = random.Random(f"whenever {name}"), words(name, tiny), 0
-    for trial in range(3):
+    for trial in range(2):
         folder, going = room(tmp_path / str(trial)), list[object]()
         for _ in range(3):
             process = forked([*asked, *going], folder)
