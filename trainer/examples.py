@@ -113,12 +113,22 @@ def preferences(
         if labels is not None and not _about(answer, row):
             found.unusable["no label is about these texts"] += 1
             continue
-        pairs = _of_votes(row) if answer is None else _of_answer(answer)
-        pairs = tuple(_with_margin(pair, row, margins) for pair in pairs)
+        told = _of_votes(row) if answer is None else _of_answer(answer)
+        pairs = tuple(each for each in told if row.responses[each.first] != row.responses[each.second])
+        try:
+            pairs = tuple(_with_margin(pair, row, margins) for pair in pairs)
+        except RowError as error:
+            message = f"{source}: {row.id}: {error}"
+            found.failures.append(Failure(id=row.id, stage="train", reason="bad_row", message=message))
+            continue
         if pairs:
             found.examples.append(Example(row.id, row.prompt, row.responses, pairs))
         elif not row.votes and "p" in row.meta:
             found.unusable["a column `p` without votes, which is read beside chosen and rejected only"] += 1
+        elif told:
+            found.unusable["the responses are the same text"] += 1
+        elif answer is not None:
+            found.unusable["the label is an exact tie"] += 1
         else:
             found.unusable["an exact tie, or nobody said which is better"] += 1
     if margins != "none" and found.examples and not any(pair.margin for each in found.examples for pair in each.pairs):
@@ -239,12 +249,9 @@ def _with_margin(pair: Pair, row: Comparison, margins: Margins) -> Pair:
 
 def _margin(row: Comparison) -> float:
     value = row.meta.get("margin")
-    try:
-        margin = 0.0 if value is None or value == "" else number(value, "margin")
-    except RowError as error:
-        raise TrainingError(f"{row.id}: {error}") from None
+    margin = 0.0 if value is None or value == "" else number(value, "margin")
     if margin < 0:
-        raise TrainingError(f"{row.id}: margin {margin:g}: expected at least 0, on the preferred response's side")
+        raise RowError(f"margin: expected at least 0, on the preferred response's side, got {margin:g}")
     return margin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import warnings
@@ -41,10 +42,25 @@ def check(folder: Path, config: Config, tell: Callable[[str], None], *, resume: 
             tell(f"{folder}: holds no run yet: this one begins")
         return
     if not resume:
+        if not _worth_keeping(folder):
+            tell(f"{folder}: held a run that ended before it had learned anything: this one begins anew")
+            return
         raise TrainingError(f"{folder}: holds a run already: go on with it (--resume), or choose another --run.out")
     known, wanted = (_settings(each) for each in (place.read_text("utf-8"), toml(config)))
-    if known != wanted:
-        raise TrainingError(f"{place}: another run's settings: {'; '.join(sorted(known ^ wanted)[:4])}")
+    other = sorted(name for name in known | wanted if known.get(name) != wanted.get(name))
+    if other:
+        told = (
+            f"{name} is {known.get(name, 'not set')} there, {wanted.get(name, 'not set')} here" for name in other[:4]
+        )
+        raise TrainingError(
+            f"{place}: another run's settings: {'; '.join(told)}; say those, or choose another --run.out"
+        )
+
+
+def _worth_keeping(folder: Path) -> bool:
+    """Whether a run has a checkpoint, or rewards that were paid for."""
+    samples = folder / "samples.jsonl"
+    return any((folder / CHECKPOINTS).glob("*")) or (samples.is_file() and samples.stat().st_size > 0)
 
 
 def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
@@ -61,16 +77,17 @@ def begin(folder: Path, config: Config, failures: Sequence[Failure]) -> None:
         raise TrainingError(f"{folder}: cannot be made or written: {reason}; choose another --run.out") from error
 
 
-def _settings(text: str) -> set[str]:
-    """Settings that must be the same, as SECTION.NAME = VALUE; a server may have moved."""
-    found: set[str] = set()
+def _settings(text: str) -> dict[str, str]:
+    """Settings that must be the same, by SECTION.NAME; a server may have moved."""
+    found: dict[str, str] = {}
     section = ""
     for line in text.splitlines():
+        name, _, value = line.partition(" = ")
         if line.startswith("["):
             section = line.strip("[]")
-        elif f"{section}.{line.partition(' = ')[0]}" not in FREE:
-            found.add(f"{section}.{line}")
-    return {re.sub(r'"https?://[^"]*"', "address", each) for each in found}
+        elif f"{section}.{name}" not in FREE:
+            found[f"{section}.{name}"] = re.sub(r'"https?://[^"]*"', "address", value)
+    return found
 
 
 def replace_text(place: Path, text: str) -> None:
@@ -137,9 +154,18 @@ def export(folder: Path, model: Any, tokenizer: Any) -> Path:
         (folder / ADAPTER / "README.md").unlink(missing_ok=True)  # peft's empty form; card.md says what there is
     adapt.merged(model).save_pretrained(beside)
     tokenizer.save_pretrained(beside)
+    _readable(beside, folder / ADAPTER)
     shutil.rmtree(target, ignore_errors=True)
     beside.rename(target)
     return target
+
+
+def _readable(*folders: Path) -> None:
+    """For whom the process lets read its files: weights are written for their owner alone, as temporary files are."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for each in (file for place in folders for file in place.glob("*.safetensors")):
+        each.chmod(0o666 & ~mask)
 
 
 def card(folder: Path, title: str, facts: Mapping[str, str], config: Config, results: Sequence[str]) -> None:

@@ -150,7 +150,14 @@ def _function(module: str, name: str) -> Rewards | None:
 
     def rewards(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float | None]:
         plain: list[Any] = [each if isinstance(each, str) else [m.model_dump() for m in each] for each in prompts]
-        return list(own(plain, list(responses)))  # pyright: ignore[reportArgumentType]  checked by _asked
+        given: Any = own(plain, list(responses))
+        try:
+            return list(given)
+        except TypeError:
+            kind = "None" if given is None else f"a {type(given).__name__}"
+            raise TrainingError(
+                f"reward.of {module}:{name}: returned {kind}; expected a list of {len(responses)} numbers"
+            ) from None
 
     return rewards
 

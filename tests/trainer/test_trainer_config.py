@@ -138,26 +138,45 @@ def test_a_run_goes_on_with_an_engine_that_moved(goes_on):
 def test_a_run_does_not_go_on_with_another_reward(goes_on, of):
     complaint = goes_on(config(reward=TWO), config(reward=replace(TWO, of=of)))
     assert complaint is not None
-    assert complaint.count("reward.of = [") == 2
+    assert complaint.count("reward.of is [") == 1
 
 
 @pytest.mark.parametrize(
     ("other", "named"),
     [
-        ({"run": Run(out=Path("run"), patience=2)}, "run.patience = 2"),
-        ({"run": Run(out=Path("run"), seed=1)}, "run.seed = 0; run.seed = 1"),
-        ({"max_tokens": 99}, "data.max_tokens = 1024; data.max_tokens = 99"),
-        ({"reward": replace(TWO, task="harmlessness")}, 'reward.task = "harmlessness"; reward.task = "helpfulness"'),
-        ({"reward": replace(TWO, unsafe=0.2)}, "reward.unsafe = 0.15; reward.unsafe = 0.2"),
-        ({"rollout": Rollout(prompts=8, samples=3, max_tokens=9)}, "rollout.max_tokens = 128; rollout.max_tokens = 9"),
+        ({"run": Run(out=Path("run"), patience=2)}, "run.patience is not set there, 2 here"),
+        ({"run": Run(out=Path("run"), seed=1)}, "run.seed is 0 there, 1 here"),
+        ({"max_tokens": 99}, "data.max_tokens is 1024 there, 99 here"),
+        ({"reward": replace(TWO, task="harmlessness")}, 'reward.task is "helpfulness" there, "harmlessness" here'),
+        ({"reward": replace(TWO, unsafe=0.2)}, "reward.unsafe is 0.15 there, 0.2 here"),
+        ({"rollout": Rollout(prompts=8, samples=3, max_tokens=9)}, "rollout.max_tokens is 128 there, 9 here"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings_of_the_same_name(goes_on, other, named):
     """Two sections have a `patience`, and two a `max_tokens`."""
-    assert goes_on(config(reward=TWO), config(**{"reward": TWO, **other})) == named
+    assert (
+        goes_on(config(reward=TWO), config(**{"reward": TWO, **other}))
+        == f"{named}; say those, or choose another --run.out"
+    )
 
 
 def test_a_run_does_not_go_on_as_another_algorithm(goes_on):
     assert goes_on(config(), config(Grpo())) is not None
     offline = Config(algorithm=Dpo(), data=Data(train="prompts.jsonl"), run=Run(out=Path("run")))
     assert goes_on(config(), offline) is not None
+
+
+def test_a_folder_whose_run_had_learned_nothing_may_be_used_again(tmp_path):
+    """Its first command was wrong, say; but no reward that was paid for and no checkpoint is ever lost."""
+    run, said = tmp_path / "run", []
+    folder.begin(run, config(), [])
+    (run / "samples.jsonl").touch()
+    folder.check(run, config(Grpo()), said.append, resume=False)
+    assert said == [f"{run}: held a run that ended before it had learned anything: this one begins anew"]
+    (run / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(TrainingError, match="holds a run already"):
+        folder.check(run, config(Grpo()), said.append, resume=False)
+    (run / "samples.jsonl").unlink()
+    (run / "checkpoints/00000001").mkdir(parents=True)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        folder.check(run, config(Grpo()), said.append, resume=False)

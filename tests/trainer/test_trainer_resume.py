@@ -164,15 +164,16 @@ def test_a_run_is_never_started_over(tiny, votes, whole):
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        (("--optim.clip", 0.5), "optim.clip = 0.5; optim.clip = 1.0"),
-        (("--run.seed", 1), "run.seed = 0; run.seed = 1"),
-        (("--model.freeze", 1), "model.freeze = 0; model.freeze = 1"),
-        (("--run.patience", 2), "run.patience = 2"),
+        (("--optim.clip", 0.5), "optim.clip is 1.0 there, 0.5 here"),
+        (("--run.seed", 1), "run.seed is 0 there, 1 here"),
+        (("--model.freeze", 1), "model.freeze is 0 there, 1 here"),
+        (("--run.patience", 2), "run.patience is not set there, 2 here"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(tiny, votes, whole, changed, named):
     said = complaint([*words(RUNS["sft"], tiny, votes), *changed, "--resume"], whole("sft"))
-    assert said == f"rlaif: run/config.toml: another run's settings: {named}"
+    end = "say those, or choose another --run.out"
+    assert said == f"rlaif: run/config.toml: another run's settings: {named}; {end}"
 
 
 def labelled(row: dict[str, Any], sure: float = 0.9, digest: str = "a job") -> dict[str, Any]:

@@ -296,7 +296,7 @@ def test_labels_are_joined_by_id_and_win_over_votes(file):
     source = file(comparison("x", 0), comparison("y", 0), comparison("z", 0))
     found = learned(source, file(label("y", 0.2), label("x", 0.9), label("z", 0.5), name="labels.jsonl"))
     assert pairs_of(found) == {"x": (Pair(0, 1, 0.9),), "y": (Pair(1, 0, 0.8),)}
-    assert found.unusable == {"an exact tie, or nobody said which is better": 1}
+    assert found.unusable == {"the label is an exact tie": 1}
     assert found.rater == "helpfulness by m (d1)"
 
 
@@ -379,8 +379,15 @@ def test_margins_of_a_column(file):
     [(-2, "at least 0"), (float("nan"), "a number"), (float("inf"), "a number"), ("big", "a number")],
 )
 def test_margins_below_zero_or_no_number_are_refused_with_their_row(file, margin, expected):
-    with pytest.raises(TrainingError, match=rf"y: margin.*expected {expected}"):
-        learned(file(comparison("x", 0, margin=0.7), comparison("y", 1, margin=margin)), margins="column")
+    found = learned(file(comparison("x", 0, margin=0.7), comparison("y", 1, margin=margin)), margins="column")
+    assert pairs_of(found) == {"x": (Pair(0, 1, 1.0, 0.7),)}
+    assert f"rows.jsonl: y: margin: expected {expected}" in found.failures[0].message
+
+
+def test_responses_that_are_the_same_text_teach_nothing(file):
+    found = learned(file(comparison("x", 0, responses=("a", "a")), comparison("y", 1, responses=("a", "b", "a"))))
+    assert pairs_of(found) == {"y": (Pair(1, 0), Pair(1, 2))}
+    assert found.unusable == {"the responses are the same text": 1}
 
 
 def test_a_margin_of_a_column_is_the_files_preferred_responses(file):
