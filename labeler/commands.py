@@ -202,8 +202,10 @@ class _Bar:
         self._bar.close()
 
     def advance(self, *, done: int, resumed: int, failed: int) -> None:
+        if self._bar.disable:  # it is told of every row
+            return
         self._failed += failed
-        if resumed and not self._bar.disable:
+        if resumed:
             self._bar.initial += resumed
         self._bar.update(done + resumed + failed)
         usd = self._meter.usage.usd

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.records import Comparison, Failure, Label, Method, Order, Strength
 from labeler.asking import Asked, ask, digest, failure, fit
-from labeler.backend import Backend, Failed, Usage
+from labeler.backend import Backend, Failed, Usage, together
 from labeler.options import Options
 from prompts import answers, constitution
 from prompts.constitution import by
@@ -46,16 +45,16 @@ class Labeler:
         for row in rows:
             if len(row.responses) == 2:
                 asked.setdefault(self._named(row), []).append(row)
-        found = await asyncio.gather(
-            *(
-                judge(self._backend, self._questions[name], [(row, 0, 1) for row in some], self._options)
-                for name, some in asked.items()
-            )
-        )
+
+        async def judged(name: str) -> list[Pair | Failed]:
+            pairs = [(row, 0, 1) for row in asked[name]]
+            return await judge(self._backend, self._questions[name], pairs, self._options)
+
+        found = await together(judged, asked)
         pairs = {
             id(row): pair
-            for some, judged in zip(asked.values(), found, strict=True)
-            for row, pair in zip(some, judged, strict=True)
+            for some, each in zip(asked.values(), found, strict=True)
+            for row, pair in zip(some, each, strict=True)
         }
         return [self._label(row, pairs[id(row)]) if len(row.responses) == 2 else _not_two(row) for row in rows]
 

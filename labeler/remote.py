@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from labeler.backend import Choose, Failed, Likelihoods, Text, Write, together
+from labeler.backend import Choose, Failed, Likelihoods, Text, Usage, Write, together
 from labeler.options import Limits
 from labeler.prices import Price
 
@@ -66,4 +66,6 @@ def tokens(request: Choose | Write) -> int:
 
 def timed(answer: A, started: float) -> A:
     """The answer with the seconds since `started`, by time.perf_counter."""
-    return replace(answer, usage=replace(answer.usage, seconds=time.perf_counter() - started))
+    spent = answer.usage
+    seconds = time.perf_counter() - started
+    return replace(answer, usage=Usage(spent.tokens_in, spent.tokens_out, spent.usd, seconds))
