@@ -252,7 +252,12 @@ class Process:
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
         with contextlib.closing(HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
             sent = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-            connection.request(method, path, sent, {"content-type": "application/json", **headers})
+            try:
+                connection.request(method, path, sent, {"content-type": "application/json", **headers})
+            except (BrokenPipeError, ConnectionResetError):
+                if connection.sock is None:
+                    raise
+                # What is too large is refused unread: the answer may come before the body's end.
             answer = connection.getresponse()
             return Reply(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
 
