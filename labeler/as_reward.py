@@ -27,6 +27,9 @@ from prompts.task import Task, load
 PATIENCE = 100.0
 """Seconds for one request with all of its tries; the trainer asks again where it has more."""
 
+AWAY = frozenset({"connection", "stopped", "overloaded", "rate_limit", "server"})
+"""Reasons that are the server's and not a response's: whoever is patient has the reward later."""
+
 Rewards = Callable[[Sequence[Prompt], Sequence[str]], list[float | None]]
 
 
@@ -59,10 +62,6 @@ def rewards(
     labeler = _Labeler(backend, question, reach.spending, journal)
     closing.callback(labeler.close)
     return labeler
-
-
-AWAY = frozenset({"connection", "stopped", "overloaded", "rate_limit", "server"})
-"""Reasons that are the server's and not a response's: whoever is patient has the reward later."""
 
 
 def _reached(found: list[float | None], reasons: Sequence[str | None]) -> list[float | None]:

@@ -76,7 +76,7 @@ def combined(config: Judged, sources: Sequence[Rewards], patience: Patience) -> 
         return [
             None
             if None in each
-            else _number("", math.fsum(w * value for w, value in zip(weights, each, strict=True) if value is not None))
+            else _finite(math.fsum(w * value for w, value in zip(weights, each, strict=True) if value is not None))
             for each in zip(*found, strict=True)
         ]
 
@@ -183,7 +183,7 @@ def _asked(
                     f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? The last"
                     " checkpoint stays; --resume goes on"
                 ) from error
-            if FIRST < pause <= 2 * FIRST:  # once, and not of a connection that only broke
+            if pause == 2 * FIRST:  # once, and not of a connection that only broke
                 patience.tell(
                     f"reward.of {name}: no answer ({error}); asked again for {patience.seconds:g} s (reward.patience)"
                 )
@@ -215,6 +215,10 @@ def _number(name: str, value: Any) -> float | None:
         raise TrainingError(
             f"reward.of {name}: {value!r:.60} is no number; None says that there is no reward"
         ) from None
+    return _finite(number)
+
+
+def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 

@@ -280,9 +280,10 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
     failures = [*known.failures, *(apart.failures if apart is not None else ())]
     unusable = known.unusable + (apart.unusable if apart is not None else type(known.unusable)())
     longest = config.data.max_response
-    rows = [encode(side, encoder, most=most, response=longest, failures=failures) for side in sides]
-    for side, source, use in zip(rows, (config.data.train, config.data.heldout), ("train", "evaluate"), strict=True):
-        if source is not None and not side:
+    rows: list[list[Row]] = []
+    for side, source, use in zip(sides, (config.data.train, config.data.heldout), ("train", "evaluate"), strict=True):
+        rows.append(encode(side, encoder, most=most, response=longest, failures=failures))
+        if source is not None and not rows[-1]:
             raise TrainingError(f"{source}: no row is left to {use} on: {failures[-1].message}")
     notes = [*known.notes, *(apart.notes if apart is not None else ())]
     if not rows[1]:
