@@ -123,7 +123,7 @@ def preferences(
             continue
         if pairs:
             found.examples.append(Example(row.id, row.prompt, row.responses, pairs))
-        elif not row.votes and "p" in row.meta:
+        elif answer is None and not row.votes and "p" in row.meta:
             found.unusable["a column `p` without votes, which is read beside chosen and rejected only"] += 1
         elif told:
             found.unusable["the responses are the same text"] += 1
