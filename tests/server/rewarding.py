@@ -11,7 +11,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache as cached
 from http.client import HTTPConnection
@@ -37,6 +38,14 @@ PATIENCE = 30.0
 MEMORY = Rewarding(kept="memory")
 TASKS = cached(load)
 """Tasks are read once: their templates take longer to compile than all the rest of a server."""
+
+
+def until(done: Callable[[], bool]) -> None:
+    """Wait for what another thread or process will have done."""
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @dataclass(frozen=True)

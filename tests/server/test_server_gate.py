@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
-from rewarding import MEMORY, PATIENCE, ROOT, Noted, Process, Reply, Web, native, process, served, start
+from rewarding import MEMORY, PATIENCE, ROOT, Noted, Process, Reply, Web, native, process, served, start, until
 from running import provider
 
 import rlaif
@@ -609,13 +609,6 @@ def wait_ready(it: Process) -> None:
 def metric(it: Process, sample: str) -> float:
     lines = it.ask("GET", "/metrics").text.splitlines()
     return next((float(line.split()[-1]) for line in lines if line.startswith(f"{sample} ")), 0.0)
-
-
-def until(what: Any) -> None:
-    end = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def remote(it: Any) -> tuple[str, ...]:
