@@ -6,7 +6,7 @@
 SmolLM2-135M, 8 prompts as long as those of HH's harmless comparisons. Responses have 64 tokens on both sides, so that
 nobody gains by short ones. PPO: one sample a prompt, 4 epochs, a policy, a reference, a reward model and a critic.
 GRPO: four samples a prompt, one epoch, a reference. Each side runs in a process of its own, in turn; ours twice,
-around the others.
+around the others. Where there is a GPU both sides use it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training import BATCH, CACHE, OLD, PROMPTS, TRL, _peak, lengths, run, trl_python
+from training import BATCH, CACHE, OLD, PROMPTS, TRL, lengths, peak_mib, run, trl_python
 
 TOKENS = 64
 KINDS = {"rollout": (4, 1), "ppo": (1, 4), "grpo": (4, 1)}
@@ -42,6 +42,12 @@ class Plain:
         return str(len(tokens))
 
 
+def device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """This project on a job: in a process of its own, for its memory."""
     import torch
@@ -50,12 +56,12 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
     torch.manual_seed(0)
     torch.set_num_threads(job["threads"])
-    loaded = load_trainable(job["folder"], cache=CACHE, device="cpu", head="language")
+    loaded = load_trainable(job["folder"], cache=CACHE, device=device(), head="language")
     loaded.model.generation_config.eos_token_id = None
     seconds = rollouts(job, loaded.model) if job["kind"] == "generate" else rounds(job, loaded)
     return {
         "seconds": seconds[job["warmup"] :],
-        "peak_rss_mib": _peak(),
+        "peak_mib": peak_mib(),
         "versions": {"torch": torch.__version__},
     }
 
@@ -96,11 +102,11 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     from trainer.rollouts import Question, rewarded, sampled
     from trainer.writers import Here
 
-    passes = Passes(torch.device("cpu"), 4096, bfloat16=job["dtype"] == "bfloat16")
+    passes = Passes(torch.device(device()), 4096, bfloat16=job["dtype"] == "bfloat16")
     actor = Actor(loaded.model)
 
     def another(head: Any) -> Any:
-        return load_trainable(job["folder"], cache=CACHE, device="cpu", head=head).model
+        return load_trainable(job["folder"], cache=CACHE, device=device(), head=head).model
 
     frozen = Actor(another("language").requires_grad_(requires_grad=False)).eval()
 
@@ -170,7 +176,7 @@ def compare(kind: str, dtype: str, folder: str, count: int) -> dict[str, Any]:
             name: BATCH * samples * TOKENS / each
             for name, each in (("ours", mine), ("theirs", statistics.median(theirs["seconds"])))
         },
-        "peak_mib": {"ours": first["peak_rss_mib"], "theirs": theirs["peak_rss_mib"]},
+        "peak_mib": {"ours": first["peak_mib"], "theirs": theirs["peak_mib"]},
         "versions": {"ours": first["versions"], "theirs": theirs["versions"]},
     }
 

@@ -1,11 +1,12 @@
 """Pairs a second in training, against TRL on the same rows: DPO, reward model, SFT; and the memory that each takes.
 
-    python benchmarks/training.py [--json] [--steps N] [--only dpo|reward|sft] [--model FOLDER]
+    python benchmarks/training.py [--json] [--steps N] [--only dpo|reward|sft] [--model FOLDER|random]
 
 SmolLM2-135M, batches of 8 pairs as long as those of HH's harmless comparisons, in fp32 and bf16 autocast, with the
 reference asked at each update and precomputed. Each side runs in a process of its own, in turn; TRL's last release and
 that with full logits (1.12) live in venvs made here (.bench/). A step is forward, backward, clipping and AdamW.
-Gradient checkpointing is off for both.
+Gradient checkpointing is off for both. Where there is a GPU both use it, memory is the GPU's, `random` is a Llama of
+0.6B parameters to try there, and the part of the GPU's peak that ours reaches (model FLOPs utilisation) is printed.
 """
 
 from __future__ import annotations
@@ -134,7 +135,10 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": seconds[job["warmup"] :],
         "loss": losses[job["warmup"] :],
-        "peak_rss_mib": _peak(),
+        "peak_mib": peak_mib(),
+        "tokens": [sum(row.size for row in batch) for _, batch in batches[job["warmup"] :]],
+        "parameters": sum(each.numel() for each in loaded.model.parameters()),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precompute_seconds": precompute,
         "versions": {"torch": torch.__version__},
     }
@@ -175,8 +179,12 @@ def kwise(folder: str) -> float:
     return separate / together
 
 
-def _peak() -> float:
-    """MiB of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
+def peak_mib() -> float:
+    """MiB of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
     lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -227,11 +235,44 @@ def compare(kind: str, dtype: str, folder: str, steps: int) -> dict[str, Any]:
     return {
         "pairs_per_second": rates,
         "times_as_fast": {name: rates["ours"] / rate for name, rate in rates.items() if name != "ours"},
-        "peak_mib": {name: each["peak_rss_mib"] for name, each in sides.items()},
+        "peak_mib": {name: each["peak_mib"] for name, each in sides.items()},
+        "utilisation": utilisation(sides["ours"], online=worker == "dpo" and not precompute),
         "loss": {name: each["loss"] for name, each in sides.items()},
         "settings": {name: each.get("settings") for name, each in sides.items() if name != "ours"},
         "versions": {name: each["versions"] for name, each in sides.items()},
     }
+
+
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""FLOPs a second of dense bf16 products, from the makers' data sheets."""
+
+
+def utilisation(side: dict[str, Any], *, online: bool) -> float | None:
+    """The part of a GPU's peak that the model's own products come to: 6 a parameter and token of a training step, 2
+    more where a reference is asked (Chowdhery et al. 2022, appendix B, without attention).
+    """
+    peak = next((peak for name, peak in PEAKS.items() if name in side["device"]), None)
+    if peak is None:
+        return None
+    work = (8 if online else 6) * side["parameters"] * statistics.mean(side["tokens"])
+    return work / statistics.median(side["seconds"]) / peak
+
+
+def random_model() -> str:
+    """A folder with a Llama of 0.6B random parameters, made on first use, with SmolLM2's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lm.load import load
+
+    folder = BENCH / "random-0.6b"
+    if not (folder / "config.json").exists():
+        tokenizer = load("smollm2", cache=CACHE, device="cpu").tokenizer
+        size = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 20}
+        heads = {"num_attention_heads": 16, "num_key_value_heads": 8, "tie_word_embeddings": True}
+        ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+        LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size, **heads, **ends)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def main() -> None:
@@ -240,11 +281,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each side, after one untimed")
     parser.add_argument("--only", choices=["dpo", "reward", "sft"], help="one algorithm")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="one precision")
-    parser.add_argument("--model", help="a model folder in place of SmolLM2")
+    parser.add_argument("--model", help="a model folder in place of SmolLM2, or `random`")
     options = parser.parse_args()
     from lm.load import find
 
-    folder = str(find(options.model or "smollm2", CACHE))
+    folder = random_model() if options.model == "random" else str(find(options.model or "smollm2", CACHE))
     found = {
         f"{kind}_{dtype}": compare(kind, dtype, folder, options.steps)
         for kind in KINDS
@@ -264,7 +305,8 @@ def main() -> None:
         rates = ", ".join(f"{side} {rate:.3f}" for side, rate in each["pairs_per_second"].items())
         fast = ", ".join(f"{side} {ratio:.2f}" for side, ratio in each["times_as_fast"].items())
         peak = ", ".join(f"{side} {mib:.0f}" for side, mib in each["peak_mib"].items())
-        print(f"{name:<26} pairs a second: {rates}; times as fast: {fast}; peak MiB: {peak}")
+        used = "" if each["utilisation"] is None else f"; model FLOPs utilisation {each['utilisation']:.1%}"
+        print(f"{name:<26} pairs a second: {rates}; times as fast: {fast}; peak MiB: {peak}{used}")
     print("ratios: " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items()))
 
 

@@ -1,4 +1,4 @@
-"""Seconds a round of TRL's reinforcement learning, its own loop, on the CPU.
+"""Seconds a round of TRL's reinforcement learning, its own loop, on the GPU where there is one.
 
     .bench/trl-1.12.0/bin/python benchmarks/trl_rl_worker.py JOB.json
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from importlib.metadata import version
@@ -31,6 +30,16 @@ from transformers import (
     DataCollatorWithPadding,
     TrainerCallback,
 )
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def peak_mib() -> float:
+    """Of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
+    if DEVICE == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class Clock(TrainerCallback):
@@ -51,7 +60,7 @@ def common(job: dict[str, Any], output: str) -> dict[str, Any]:
         "gradient_checkpointing": False,
         "learning_rate": 1e-6,
         "bf16": job["dtype"] == "bfloat16",
-        "use_cpu": True,
+        "use_cpu": DEVICE == "cpu",
         "seed": 0,
         "save_strategy": "no",
         "report_to": [],
@@ -143,10 +152,10 @@ def grpo(job: dict[str, Any], output: str, clock: Clock) -> None:
 def generate(job: dict[str, Any], _output: str, clock: Clock) -> None:
     """`model.generate` alone, G samples of each prompt."""
     dtype = getattr(torch, job["dtype"])
-    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype).eval()
+    model = AutoModelForCausalLM.from_pretrained(job["folder"], dtype=dtype).to(DEVICE).eval()
     longest = max(map(len, job["prompts"]))
-    ids = torch.tensor([[0] * (longest - len(each)) + each for each in job["prompts"]])
-    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in job["prompts"]])
+    ids = torch.tensor([[0] * (longest - len(each)) + each for each in job["prompts"]], device=DEVICE)
+    mask = torch.tensor([[0] * (longest - len(each)) + [1] * len(each) for each in job["prompts"]], device=DEVICE)
     clock.on_train_begin()
     for _ in range(job["warmup"] + job["rounds"]):
         torch.manual_seed(0)
@@ -161,6 +170,8 @@ def generate(job: dict[str, Any], _output: str, clock: Clock) -> None:
             min_new_tokens=job["tokens"],
             pad_token_id=0,
         )
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         assert out.shape == (len(job["prompts"]) * job["samples"], longest + job["tokens"])
         clock.on_step_end()
 
@@ -171,7 +182,7 @@ def run(job: dict[str, Any], output: str) -> dict[str, Any]:
     seconds = [after - before for before, after in zip(clock.at, clock.at[1:], strict=False)]
     return {
         "seconds": seconds[job["warmup"] :],
-        "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
         "versions": {name: version(name) for name in ("trl", "torch", "transformers")},
     }
 

@@ -1,4 +1,4 @@
-"""Seconds a training step of TRL, its own loop and its defaults, on the CPU.
+"""Seconds a training step of TRL, its own loop and its defaults, on the GPU where there is one.
 
     .bench/trl-1.16.0/bin/python benchmarks/trl_worker.py JOB.json
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from importlib.metadata import version
@@ -34,7 +33,11 @@ FLAGS = ("gradient_checkpointing", "precompute_ref_log_probs", "padding_free", "
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class TokenisedDPO(DPOTrainer):
@@ -86,7 +89,7 @@ def run(job: dict[str, Any], output: str) -> dict[str, Any]:
         train_sampling_strategy="sequential",
         max_length=None,
         bf16=job["dtype"] == "bfloat16",
-        use_cpu=True,
+        use_cpu=not torch.cuda.is_available(),
         seed=0,
         save_strategy="no",
         report_to=[],
@@ -104,8 +107,8 @@ def run(job: dict[str, Any], output: str) -> dict[str, Any]:
         "seconds": clock.seconds[job["warmup"] :],
         "loss": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry][job["warmup"] :],
         "precompute_seconds": getattr(trainer, "precompute_seconds", 0.0),
-        "loaded_rss_mib": loaded,
-        "peak_rss_mib": peak_mib(),
+        "loaded_mib": loaded,
+        "peak_mib": peak_mib(),
         "versions": {name: version(name) for name in ("trl", "torch", "transformers")},
         "settings": {name: getattr(trainer.args, name, None) for name in FLAGS},
     }

@@ -18,7 +18,7 @@ from labeler.prices import FREE
 from lm.chat import Encoder
 from lm.rows import Tokens
 from lm.sample import Draw, Written
-from lm.strings import Variants
+from lm.strings import Ask
 from prompts.render import Prompt
 
 Q = TypeVar("Q")
@@ -34,7 +34,7 @@ CHAT = 128
 class Engine(Protocol):
     """What computes: likelihoods of options after prompts, and texts, in the order of what was asked."""
 
-    def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]: ...
+    def log_probabilities(self, asks: Sequence[Ask]) -> list[list[float]]: ...
     def write(self, draws: Sequence[Draw]) -> list[Written]: ...
     def close(self) -> None: ...
 
@@ -81,12 +81,15 @@ class InProcess:
     def _encode(self, prompt: Prompt) -> Tokens:
         return self._encoder.encode(prompt.system, prompt.user, prompt.answer)
 
+    def _ask(self, request: Choose) -> Ask:
+        prompt = request.prompt
+        tokens = self._encode(prompt)
+        cuts = self._encoder.cuts(tokens, prompt.system, prompt.beginnings, prompt.answer)
+        return Ask(tokens, self._encoder.continuations(prompt.answer, request.options), cuts)
+
     def _likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
         started = time.perf_counter()
-        asks = [
-            (self._encode(each.prompt), self._encoder.continuations(each.prompt.answer, each.options))
-            for each in requests
-        ]
+        asks = [self._ask(each) for each in requests]
         found = _caught(lambda: self._engine.log_probabilities(asks))
         if isinstance(found, Failed):
             return [found for _ in requests]
@@ -94,8 +97,8 @@ class InProcess:
         return [
             Failed("nan", "the model gave NaN in place of log-probabilities")
             if any(math.isnan(value) for value in values)
-            else Likelihoods(tuple(values), Usage(len(tokens), 1, 0.0, share))
-            for (tokens, _), values in zip(asks, found, strict=True)
+            else Likelihoods(tuple(values), Usage(len(ask.prompt), 1, 0.0, share))
+            for ask, values in zip(asks, found, strict=True)
         ]
 
     def _texts(self, requests: Sequence[Write]) -> list[Text | Failed]:

@@ -9,9 +9,8 @@ from labeler.engine import InProcess
 from lm.chat import Encoder
 from lm.load import LanguageModel, load
 from lm.options import Options
-from lm.rows import Tokens
 from lm.sample import Draw, Written, write
-from lm.strings import Variants
+from lm.strings import Ask
 
 WRITING = 16
 """Texts written at once: their caches share the memory."""
@@ -26,7 +25,7 @@ class _Torch:
     def __init__(self, loaded: LanguageModel) -> None:
         self._loaded, self._options = loaded, Options(loaded.model)
 
-    def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]:
+    def log_probabilities(self, asks: Sequence[Ask]) -> list[list[float]]:
         return self._options.log_probabilities(asks)
 
     def write(self, draws: Sequence[Draw]) -> list[Written]:

@@ -41,9 +41,6 @@ class PrefixLayer:
     values: Tensor
     center: Tensor
 
-    def cut(self, length: int) -> PrefixLayer:
-        return PrefixLayer(self.keys[:, :length], self.values[:, :length], self.center)
-
 
 def prefix_layer(keys: Tensor, values: Tensor) -> PrefixLayer:
     """Make a layer's prefix from its keys and values, (P, G, D)."""

@@ -7,18 +7,20 @@ data is encoded apart, so `<|im_end|>` in a response stays the characters it is.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
-Tokens = tuple[int, ...]
+from lm.rows import Tokens, common_prefix
 
 _NAMES = {"system": "System", "user": "Human", "assistant": "Assistant"}
 _DAY = datetime(2024, 7, 26)
 """Which Llama 3's template falls back on where it is told no date."""
+LONG = 32
+"""Tokens of an answer, e.g. of a rationale, from which on it stands apart from its question."""
 _MARKS = ("\ue000system\ue000", "\ue000user\ue000", "\ue000answer\ue000")
 
 
@@ -66,6 +68,26 @@ class Encoder:
         if between is None:
             return head + self._fresh(f"{system}\n\n{user}") + before + self._text(answer)
         return head + self._text(system) + between + self._fresh(user) + before + self._text(answer)
+
+    def cuts(self, whole: Tokens, system: str, beginnings: Sequence[str], answer: str) -> tuple[int, ...]:
+        """Where in what `encode` made other prompts may part from it: at the end of each of these beginnings of the
+        user's turn, rising, and where a long answer begins. A token that may differ with what follows is left out.
+        """
+        ends = [min(common_prefix(begun, whole), len(begun) - 1) for begun in self._begun(system, beginnings)]
+        if self._pieces is not None and (own := len(self._text(answer))) >= LONG:
+            ends.append(len(whole) - own)
+        return tuple(sorted({each for each in ends if 0 < each < len(whole)}))
+
+    def _begun(self, system: str, beginnings: Sequence[str]) -> Iterator[Tokens]:
+        """A prompt up to the end of each beginning of its user's turn; the first is the same for a whole job."""
+        for at, user in enumerate(beginnings):
+            text = self._text if at == 0 else self._fresh
+            if self._pieces is None:
+                yield self._start + text(f"{system}\n\n{user}")
+            elif self._pieces[1] is None:
+                yield self._pieces[0] + text(f"{system}\n\n{user}")
+            else:
+                yield self._pieces[0] + self._text(system) + self._pieces[1] + text(user)
 
     def prompt(self, turns: Sequence[tuple[str, str]], limit: int) -> Tokens:
         """A conversation of (role, content) up to where the answer begins, as `fitted` has it."""

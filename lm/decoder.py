@@ -38,10 +38,6 @@ class Prefix:
     tokens: tuple[int, ...]
     layers: list[PrefixLayer]
 
-    def cut(self, length: int) -> Prefix:
-        """The same for the first `length` tokens: nothing is computed again."""
-        return Prefix(self.tokens[:length], [layer.cut(length) for layer in self.layers])
-
 
 def supports(model: Any) -> bool:
     """Whether `forward` computes what the model's own forward does."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 Tokens = tuple[int, ...]
+Parts = tuple[Tokens, ...]
+"""A sequence in pieces: where others may part from it."""
 
 
 CHUNK = 256
@@ -87,27 +89,39 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return low
 
 
-def packs(sequences: Sequence[Tokens], *, skip: int, limit: int) -> Iterator[Pack]:
-    """Lay distinct sequences out in packs of about `limit` tokens, less the first `skip`, which all have in common.
-
-    A tree is never cut in two, so a pack is larger than `limit` where a single tree is.
+@dataclass(frozen=True)
+class Bundle:
+    """Sequences that are laid out together: after their `parts`, which other bundles may begin with too, they share
+    their tokens with one another only.
     """
-    pending: list[Tokens] = []
-    size = 0
-    for tree in _trees(sorted(set(sequences)), skip):
-        tokens = _size(tree, skip)
-        if pending and size + tokens > limit:
-            yield _pack(pending, skip)
-            pending, size = [], 0
-        pending += tree
-        size += tokens
-    if pending:
-        yield _pack(pending, skip)
+
+    parts: Parts
+    sequences: tuple[Tokens, ...]
+
+
+def packs(bundles: Iterable[Bundle], *, skip: int, limit: int) -> Iterator[Pack]:
+    """Lay bundles out in packs of about `limit` tokens, less the first `skip`, which all sequences have in common.
+
+    Whole parts that several begin with stand once, and nothing else is shared, so that what a sequence's attention is
+    added up from, and how it is rounded, does not depend on the bundles beside its own. A tree is never cut in two, so
+    a pack is larger than `limit` where a single tree is.
+    """
+    pending = _empty()
+    for node in _of_parts(bundles, skip):
+        if pending.tokens and len(pending.tokens) + node.size > limit:
+            yield pending
+            pending = _empty()
+        _place(node, skip, -1, pending)
+    if pending.tokens:
+        yield pending
 
 
 def pack(sequences: Iterable[Tokens]) -> Pack:
     """All sequences in one pack, whatever any of them begin with in common computed once."""
-    return _pack(sorted(set(sequences)), 0)
+    found = _empty()
+    for tree in _trees(sorted(set(sequences)), 0):
+        _place(_of_tokens(tree, 0), 0, -1, found)
+    return found
 
 
 def branches(rows: Iterable[tuple[Tokens, Sequence[Tokens]]]) -> Branches:
@@ -146,6 +160,46 @@ def _joined(blocks: Sequence[Block]) -> tuple[tuple[int, int], ...]:
     return tuple(ranges)
 
 
+@dataclass(frozen=True)
+class _Node:
+    """A segment, the sequences that end in it (and how many of its tokens they have), and what may follow it."""
+
+    tokens: Tokens
+    ends: dict[Tokens, int]
+    children: list[_Node]
+
+    @property
+    def size(self) -> int:
+        """Tokens of the whole tree."""
+        return len(self.tokens) + sum(child.size for child in self.children)
+
+
+def _of_parts(bundles: Iterable[Bundle], skip: int) -> list[_Node]:
+    """Trees of parts that end in trees of tokens, in the order in which they come."""
+    top = _Node((), {}, [])
+    known: dict[tuple[int, Tokens], _Node] = {}
+    for bundle in bundles:
+        at, depth = top, skip
+        for part in bundle.parts:
+            if (id(at), part) not in known:
+                known[id(at), part] = _Node(part, {}, [])
+                at.children.append(known[id(at), part])
+            at, depth = known[id(at), part], depth + len(part)
+        at.children.extend(_of_tokens(tree, depth) for tree in _trees(sorted(set(bundle.sequences)), depth))
+    return top.children
+
+
+def _of_tokens(tree: list[Tokens], depth: int) -> _Node:
+    """A tree of sorted sequences that have a token in common after `depth`: the tokens that all of its longest
+    sequences share, then each continuation.
+    """
+    longest = [each for each, after in pairwise(tree) if after[: len(each)] != each] + [tree[-1]]
+    shared = min((common_prefix(a, b) for a, b in pairwise(longest)), default=len(longest[0]))
+    ends = {each: len(each) - depth for each in tree if len(each) <= shared}
+    rest = [each for each in tree if len(each) > shared]
+    return _Node(longest[0][depth:shared], ends, [_of_tokens(each, shared) for each in _trees(rest, shared)])
+
+
 def _trees(ordered: list[Tokens], depth: int) -> Iterator[list[Tokens]]:
     """Split sorted sequences where they differ at `depth`: each part is a tree of its own."""
     group: list[Tokens] = []
@@ -160,31 +214,21 @@ def _trees(ordered: list[Tokens], depth: int) -> Iterator[list[Tokens]]:
         yield group
 
 
-def _size(tree: list[Tokens], depth: int) -> int:
-    return len(tree[0]) - depth + sum(len(b) - common_prefix(a, b) for a, b in pairwise(tree))
+def _empty() -> Pack:
+    return Pack([], [], [], [], [], {})
 
 
-def _pack(ordered: list[Tokens], skip: int) -> Pack:
-    found = Pack([], [], [], [], [], {})
-    for tree in _trees(ordered, skip):
-        _place(tree, skip, -1, found)
-    return found
-
-
-def _place(tree: list[Tokens], depth: int, parent: int, pack: Pack) -> None:
-    """Append a tree: the tokens that all of its longest sequences share, then each continuation."""
-    longest = [each for each, after in pairwise(tree) if after[: len(each)] != each] + [tree[-1]]
-    shared = min((common_prefix(a, b) for a, b in pairwise(longest)), default=len(longest[0]))
-    start = len(pack.tokens)
-    pack.tokens.extend(tree[0][depth:shared] if len(tree[0]) >= shared else longest[0][depth:shared])
-    pack.positions.extend(range(depth, shared))
-    end = len(pack.tokens)
-    pack.parents.extend([parent, *range(start, end - 1)] if end > start else [])
-    parent = end - 1 if end > start else parent
-    pack.ends.update({each: start + len(each) - depth - 1 for each in tree if len(each) <= shared})
-    for branch in _trees([each for each in tree if len(each) > shared], shared):
-        _place(branch, shared, parent, pack)
-    if len(pack.tokens) == end and end - start <= CHUNK:
+def _place(node: _Node, depth: int, parent: int, pack: Pack) -> None:
+    """Append a tree whose first token is number `depth` of its sequences and follows the one at `parent`."""
+    start, size = len(pack.tokens), len(node.tokens)
+    end = start + size
+    pack.tokens.extend(node.tokens)
+    pack.positions.extend(range(depth, depth + size))
+    pack.parents.extend([parent, *range(start, end - 1)])
+    pack.ends.update({sequence: start + count - 1 for sequence, count in node.ends.items()})
+    for child in node.children:
+        _place(child, depth + size, end - 1, pack)
+    if not node.children and size <= CHUNK:
         pack.leaves.append((start, end))
     else:
         pack.blocks.extend(chain(start, end, len(pack.tokens)))

@@ -4,22 +4,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from lm.rows import Tokens
+from lm.rows import Parts, Tokens
 
 Variants = tuple[tuple[Tokens, ...], ...]
 """For each option, the token strings that write it."""
 
 
-def places(asks: Iterable[tuple[Tokens, Variants]]) -> dict[Tokens, set[int]]:
-    """The sequences after which log-probabilities are needed, and of which tokens, to score options after prompts."""
+@dataclass(frozen=True)
+class Ask:
+    """How likely is each option after a prompt? `cuts` are places within the prompt, rising, where others may part from
+    it: what stands before the first is the same for a whole job.
+    """
+
+    prompt: Tokens
+    variants: Variants
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def parts(self) -> Parts:
+        """What others may begin with too."""
+        return tuple(self.prompt[a:b] for a, b in pairwise((0, *self.cuts)))
+
+
+def places(ask: Ask) -> dict[Tokens, set[int]]:
+    """The sequences after which log-probabilities are needed, and of which tokens."""
     found: dict[Tokens, set[int]] = {}
-    for prompt, variants in asks:
-        for tokens in _all(variants):
-            for depth, token in enumerate(tokens):
-                found.setdefault(prompt + tokens[:depth], set()).add(token)
+    for tokens in _all(ask.variants):
+        for depth, token in enumerate(tokens):
+            found.setdefault(ask.prompt + tokens[:depth], set()).add(token)
     return found
 
 
@@ -27,14 +44,16 @@ def _all(variants: Variants) -> Iterable[Tokens]:
     return (tokens for option in variants for tokens in option)
 
 
-def complete(prompt: Tokens, variants: Variants, known: Mapping[tuple[Tokens, int], float]) -> list[float]:
+def complete(ask: Ask, known: Mapping[tuple[Tokens, int], float]) -> list[float]:
     """Log-probability of each option's complete strings, by the chain rule over their tokens."""
     chance = {
-        tokens: math.fsum(known[prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
-        for tokens in set(_all(variants))
+        tokens: math.fsum(known[ask.prompt + tokens[:depth], token] for depth, token in enumerate(tokens))
+        for tokens in set(_all(ask.variants))
     }
     with np.errstate(invalid="ignore"):  # NaN stays NaN: the caller's to tell
-        return [float(np.logaddexp.reduce([_ends_here(tokens, chance) for tokens in option])) for option in variants]
+        return [
+            float(np.logaddexp.reduce([_ends_here(tokens, chance) for tokens in option])) for option in ask.variants
+        ]
 
 
 def _ends_here(tokens: Tokens, chance: dict[Tokens, float]) -> float:

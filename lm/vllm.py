@@ -17,7 +17,7 @@ from lm.errors import ModelError
 from lm.load import commit_hash, files_hash, find
 from lm.rows import Tokens
 from lm.sample import Draw, Written
-from lm.strings import Variants
+from lm.strings import Ask
 
 
 class Vllm:
@@ -32,9 +32,13 @@ class Vllm:
         self.context = int(config.max_model_len)
         self.tokenizer = model.get_tokenizer()
 
-    def log_probabilities(self, asks: Sequence[tuple[Tokens, Variants]]) -> list[list[float]]:
-        known = self._look_up(strings.places(asks))
-        return [strings.complete(tokens, variants, known) for tokens, variants in asks]
+    def log_probabilities(self, asks: Sequence[Ask]) -> list[list[float]]:
+        places: dict[Tokens, set[int]] = {}
+        for ask in asks:
+            for sequence, tokens in strings.places(ask).items():
+                places.setdefault(sequence, set()).update(tokens)
+        known = self._look_up(places)
+        return [strings.complete(ask, known) for ask in asks]
 
     def _look_up(self, places: Mapping[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:
         """The log-probability of each token after each sequence; sorted, so that the cache meets like after like."""

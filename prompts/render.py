@@ -5,6 +5,7 @@ preamble, exemplars, the sample to annotate, ending.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from os.path import commonprefix
 from typing import Literal
 
 from jinja2 import Template
@@ -34,10 +35,19 @@ class Prompt:
     after: str
     answer: str
     request: str = ""
+    fixed: int = 0
+    """Characters of `before` that are the same for every row of a task."""
+    apart: int = 0
+    """Characters of `after` that are the same for every row: what is said of one context parts behind them."""
 
     @property
     def user(self) -> str:
         return self.before + self.context + self.after + self.request
+
+    @property
+    def beginnings(self) -> tuple[str, str]:
+        """What the user's turn begins with for every row of a task, and for every row of one context."""
+        return self.before[: self.fixed], f"{self.before}{self.context}{self.after[: self.apart]}"
 
     def plain(self) -> str:
         """The whole as one text, for models without a chat template."""
@@ -77,6 +87,8 @@ class PairQuestion:
     lead: str
     """All that stands before the sample: the exemplars."""
     halves: tuple[Template, Template]
+    still: tuple[int, int]
+    """Characters of each half that stand before any response."""
     request: str
     opening: str
     cut: Literal["start", "end"]
@@ -84,7 +96,10 @@ class PairQuestion:
     def ask(self, prompt: records.Prompt, first: str, second: str) -> Prompt:
         """Which of two is better (or worse, as `polarity` says)?"""
         before, after = (half.render(first=first, second=second) for half in self.halves)
-        return Prompt(self.system, self.lead + before, transcript(prompt), after, self.opening, self.request)
+        fixed, apart = len(self.lead) + self.still[0], self.still[1]
+        return Prompt(
+            self.system, self.lead + before, transcript(prompt), after, self.opening, self.request, fixed, apart
+        )
 
 
 @dataclass(frozen=True)
@@ -94,12 +109,13 @@ class ScoreQuestion:
     ending: str
     system: str
     halves: tuple[Template, Template]
+    still: tuple[int, int]
     cut: Literal["start", "end"]
 
     def ask(self, prompt: records.Prompt, response: str) -> Prompt:
         """How good is one response, from 1 to 10?"""
         before, after = (half.render(response=response) for half in self.halves)
-        return Prompt(self.system, before, transcript(prompt), after, self.ending)
+        return Prompt(self.system, before, transcript(prompt), after, self.ending, "", *self.still)
 
 
 def pair_question(task: Task, style: Style) -> PairQuestion:
@@ -117,12 +133,14 @@ def pair_question(task: Task, style: Style) -> PairQuestion:
             raise TaskError(f"task {task.name} has no [pairwise.rationale] table; run without --cot")
         opening = pair.rationale.shots_opening if style.shots else pair.rationale.opening
         request = "" if style.shots else f"\n\n{pair.rationale.request}"
+    halves = _halves(pair.sample)
     return PairQuestion(
         polarity=pair.polarity,
         ending=pair.ending,
         system=_compiled(pair.preambles[pair.preamble]).render(cot=style.cot),
         lead=_examples(pair, style),
-        halves=_halves(pair.sample),
+        halves=halves,
+        still=_still(halves, "first", "second"),
         request=request,
         opening=opening,
         cut=task.cut,
@@ -133,8 +151,9 @@ def score_question(task: Task) -> ScoreQuestion:
     """Raises TaskError where the task has no score table."""
     if task.score is None:
         raise TaskError(f"task {task.name} has no [score] table; it can only compare")
-    scoring = task.score
-    return ScoreQuestion(scoring.ending, _compiled(scoring.preamble).render(), _halves(scoring.sample), task.cut)
+    scoring, halves = task.score, _halves(task.score.sample)
+    still = _still(halves, "response")
+    return ScoreQuestion(scoring.ending, _compiled(scoring.preamble).render(), halves, still, task.cut)
 
 
 def transcript(prompt: records.Prompt) -> str:
@@ -168,6 +187,15 @@ def _halves(sample: str) -> tuple[Template, Template]:
     """The template before and after `{{ prompt }}`: the context stays apart, so that it alone can be cut."""
     before, after = split_at_prompt(sample)
     return _compiled(before), _compiled(after)
+
+
+def _still(halves: tuple[Template, Template], *names: str) -> tuple[int, int]:
+    """How many characters each half begins with whatever the responses are."""
+
+    def of(half: Template) -> int:
+        return len(commonprefix([half.render(dict.fromkeys(names, each)) for each in ("\ue000", "\ue001")]))  # noqa: RUF071  texts
+
+    return of(halves[0]), of(halves[1])
 
 
 def _compiled(text: str) -> Template:

@@ -24,7 +24,7 @@ from trainer.experience import Method, Players, drift, experiences, lengths, log
 from trainer.loop import Update, adamw, exhausted, fit, rate
 from trainer.players import gather, method, pretraining
 from trainer.questions import Asked
-from trainer.rewards import Ask, Opener, Patience, combined, opened
+from trainer.rewards import Ask, Opener, Patience, combined, opened, reached
 from trainer.rollouts import Group, Known, Question, rewarded, sampled
 from trainer.rows import batch, encode, turns, updates
 from trainer.running import Around, Interval, bar, resumed, stoppable, write
@@ -79,10 +79,12 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
     stopped = Event()
     # Before a reward model takes the first GPU for each process.
     device = parallel.begin(config.model.device, config.reward.patience)
-    sources = opened(config.reward, elsewhere, str(device))
-    built = build(config, around.cache)
     tell = around.tell if parallel.first() else lambda _line: None
+    patience = Patience(config.reward.patience, tell, stopped)
     try:
+        sources = opened(config.reward, elsewhere, str(device))
+        reached(config.reward, sources, patience)
+        built = build(config, around.cache)
         encoder = Encoder(built.loaded.tokenizer)
         prompts = questions.ask(config, found, built.loaded.context, encoder)
         for note in prompts.notes:
@@ -90,7 +92,7 @@ def train(config: Config, around: Around, elsewhere: Opener, *, resume: bool) ->
         players, trained = gather(built, config, around.cache)
         if parallel.first():
             folder.begin(config.run.out, config, prompts.failures)
-        ask = _strict(config.reward, combined(config.reward, sources, Patience(config.reward.patience, tell, stopped)))
+        ask = _strict(config.reward, combined(config.reward, sources, patience))
         with (
             closing(writers.opened(built, config, around.cache, around.vllm_key)) as writer,
             stoppable(config.run.out, "round", tell),

@@ -59,6 +59,13 @@ def opened(config: Judged, elsewhere: Opener, device: str) -> list[Rewards]:
     return [_opened(name, elsewhere, device) for name in config.of]
 
 
+def reached(config: Judged, sources: Sequence[Rewards], patience: Patience) -> None:
+    """Wait for servers before anything is sampled for them. Raises TrainingError where one does not come."""
+    for name, each in zip(config.of, sources, strict=True):
+        if name.startswith(("http://", "https://")):
+            _asked(name, each, [], [], patience)
+
+
 def combined(config: Judged, sources: Sequence[Rewards], patience: Patience) -> Ask:
     """All sources as one. A response that any of them cannot reward has no reward."""
 

@@ -6,7 +6,7 @@ import heapq
 import math
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
@@ -45,30 +45,47 @@ T = TypeVar("T")
 def encode(
     examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, failures: list[Failure]
 ) -> list[Row]:
-    """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning; a row
-    whose answer leaves no room, or is longer than `response`, is a failure.
+    """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning. A response
+    that leaves no room for one, or is longer than `response`, is left out with its pairs, and its row too where nothing
+    is left to learn from: a failure says so.
     """
     rows: list[Row] = []
     for example in examples:
         try:
-            rows.append(_row(example, encoder, most, response))
+            row, wrong = _row(example, encoder, most, response)
         except ValueError as error:
-            failures.append(Failure(id=example.id, stage="train", reason="too_long", message=str(error)))
+            row, wrong = None, str(error)
+        if wrong:
+            failures.append(Failure(id=example.id, stage="train", reason="too_long", message=wrong))
+        if row is not None:
+            rows.append(row)
     return rows
 
 
-def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> Row:
-    """Raises ValueError where it does not fit."""
+def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> tuple[Row | None, str]:
+    """What fits of an example, and what is wrong with the rest. Raises ValueError where no prompt of it would fit."""
     said = turns(example.prompt)
     roles = [role for role, _ in said]
-    answers = tuple(encoder.answer(text, roles) for text in example.responses)
+    answers = [encoder.answer(text, roles) for text in example.responses]
     longest = max(map(len, answers))
     if response is not None and longest > response:
-        raise ValueError(f"a response has more than {response} tokens (data.max_response)")
-    if longest >= most:
-        raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
-    prompt, cut = encoder.fitted(said, most - longest)
-    return Row(example.id, prompt, answers, example.pairs, cut)
+        wrong = f"a response has more than {response} tokens (data.max_response)"
+    elif longest >= most:
+        wrong = f"a response alone has {most} tokens or more (data.max_tokens)"
+    else:
+        wrong = ""
+    limit = most - 1 if response is None else min(response, most - 1)
+    fits = [at for at, each in enumerate(answers) if len(each) <= limit]
+    pairs = tuple(
+        replace(pair, first=fits.index(pair.first), second=fits.index(pair.second))
+        for pair in example.pairs
+        if pair.first in fits and pair.second in fits
+    )
+    if not fits or (example.pairs and not pairs):
+        return None, wrong
+    kept = tuple(answers[at] for at in fits)
+    prompt, cut = encoder.fitted(said, most - max(map(len, kept)))
+    return Row(example.id, prompt, kept, pairs, cut), wrong and f"{wrong}: {len(fits)} of {len(answers)} are used"
 
 
 def batch(rows: Sequence[T], size: int, number: int, seed: int) -> list[T]:

@@ -45,7 +45,7 @@ def test_what_is_written_is_read_back(tmp_path, name, table):
     assert rows(tmp_path / name) == table
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.dictionaries(st.text(), JSON, max_size=4), min_size=1, max_size=5), st.sampled_from(["", ".gz"]))
 def test_any_json_object_survives_jsonl(table, suffix):
     with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def test_any_json_object_survives_jsonl(table, suffix):
         assert rows(path) == table
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.fixed_dictionaries({"s": st.none() | st.text(), "l": st.lists(st.integers(-9, 9))}), min_size=1))
 def test_texts_nulls_and_lists_survive_parquet(table):
     with tempfile.TemporaryDirectory() as folder:

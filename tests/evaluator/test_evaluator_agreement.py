@@ -19,7 +19,7 @@ def kappa(first: list[int], second: list[int]) -> float:
     return float(cohen_kappa(confusion(np.array(first), np.array(second), 3)[None])[0])
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(PAIRS)
 def test_kappa_is_scikit_learns(pairs: list[tuple[int, int]]):
     first, second = (list(each) for each in zip(*pairs, strict=True))
@@ -29,7 +29,7 @@ def test_kappa_is_scikit_learns(pairs: list[tuple[int, int]]):
     assert kappa(first, second) == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PAIRS)
 def test_confusion_is_scikit_learns(pairs: list[tuple[int, int]]):
     first, second = (np.array(each) for each in zip(*pairs, strict=True))

@@ -15,7 +15,7 @@ from data.records import Comparison, Vote
 from evaluator.alignment import TIE, evaluate, majority
 from evaluator.intervals import NoDataError
 
-QUICK = settings(deadline=None, max_examples=25)
+QUICK = settings(max_examples=25)
 
 
 def test_alignment_is_the_share_of_items_where_the_labeler_agrees():

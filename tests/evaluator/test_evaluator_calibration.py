@@ -11,7 +11,7 @@ from sklearn.metrics import brier_score_loss
 from evaluator.calibration import BINS, brier, calibrated_error, expected_calibration_error
 
 PAIRS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from([0.0, 1.0])), min_size=1, max_size=60)
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 
 
 def plain_ece(p: list[float], outcome: list[float]) -> float:

@@ -21,7 +21,7 @@ from evaluator.intervals import (
     wilson,
 )
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 
 
 def weighted_mean(values: np.ndarray, seed: int = 0) -> Interval:

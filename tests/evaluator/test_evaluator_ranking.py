@@ -16,7 +16,7 @@ from evaluator.intervals import NoDataError
 from evaluator.ranking import POINTS, Ranked, bradley_terry, elo, rank
 from evaluator.results import Results, collect, wins
 
-QUICK = settings(deadline=None, max_examples=30)
+QUICK = settings(max_examples=30)
 GAMES = st.lists(
     st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"), st.sampled_from([0.0, 0.5, 1.0])).filter(
         lambda game: game[0] != game[1]

@@ -29,7 +29,7 @@ from evaluator.agreement import (
 from evaluator.ballots import Ballots, of_scores
 from evaluator.intervals import Array
 
-QUICK = settings(deadline=None, max_examples=25)
+QUICK = settings(max_examples=25)
 MISSING = None
 
 TABLES = st.integers(2, 4).flatmap(

@@ -121,7 +121,7 @@ def test_markdown_says_the_same_words_and_no_html():
     assert texts.count(words) >= 6
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(alphabet=st.sampled_from("ab 1.)#>+=:-`~*_[]()!<&|\\\n\t$"), max_size=25))
 def test_any_text_stays_text_in_markdown(text: str):
     written = markdown(

@@ -15,7 +15,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from evaluator.intervals import NoDataError, mean_interval
 from evaluator.significance import difference, fisher, holm, mcnemar, newcombe, sample_sizes
 
-QUICK = settings(deadline=None, max_examples=50)
+QUICK = settings(max_examples=50)
 RIGHT = st.lists(st.tuples(st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0])), min_size=1, max_size=60)
 
 
@@ -56,7 +56,7 @@ def test_a_difference_of_nothing_is_refused():
         difference(np.array([]), np.array([]))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_is_that_of_statsmodels(p_values: list[float]):
     assert holm(p_values) == pytest.approx(multipletests(p_values, method="holm")[1].tolist(), abs=1e-12)

@@ -18,7 +18,7 @@ from evaluator.intervals import NoDataError, wilson
 from evaluator.logistic import NotIdentifiedError, fit
 from evaluator.win_rate import LengthControlled, WinRate, WinRates, evaluate
 
-QUICK = settings(deadline=None, max_examples=25)
+QUICK = settings(max_examples=25)
 LENGTHS = st.integers(1, 400)
 GAMES = st.lists(
     st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 9), st.tuples(LENGTHS, LENGTHS)),

@@ -17,7 +17,7 @@ from labeler.options import Options
 from labeler.preference import Labeler, strength
 from prompts.task import TaskError, load
 
-QUICK = settings(deadline=None, max_examples=40)
+QUICK = settings(max_examples=40)
 
 
 def test_a_certain_labeler_gives_probabilities_of_0_and_1():

@@ -20,7 +20,7 @@ from labeler.options import Options
 from labeler.ranking import Ranker, bradley_terry
 from prompts.task import load
 
-QUICK = settings(deadline=None, max_examples=30)
+QUICK = settings(max_examples=30)
 
 
 def rank(rule: Rule, *responses: str, task: str = "helpfulness", **options: Any) -> Ranking:

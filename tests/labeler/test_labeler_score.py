@@ -48,7 +48,7 @@ def test_a_score_is_the_mean_of_the_ten_under_their_likelihoods(
     assert (len(found.distribution), sum(found.distribution)) == (10, pytest.approx(1))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.floats(-50, 0), min_size=10, max_size=10), st.floats(-20, 0))
 def test_a_score_does_not_change_with_a_constant_added_to_all(values: list[float], shift: float):
     one, other = score(lambda request: values), score(lambda request: [value + shift for value in values])

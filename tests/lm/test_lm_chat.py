@@ -1,5 +1,7 @@
 """Are a conversation's tokens those of the model's own template, whatever the texts hold?"""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,7 +83,7 @@ PIECES = [*SPECIAL, "assistant\n", "\n", " ", "a", "é", "\ue0000\ue000"]
 HOSTILE = st.lists(st.sampled_from(PIECES), max_size=6).map("".join)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(texts=st.lists(HOSTILE, min_size=1, max_size=5))
 def test_no_text_becomes_a_special_token(tokenizer, texts):
     encoder = Encoder(tokenizer)
@@ -92,6 +94,26 @@ def test_no_text_becomes_a_special_token(tokenizer, texts):
     answer = encoder.answer(texts[0])
     assert special(tokenizer, answer) == [tokenizer.eos_token_id]
     assert tokenizer.decode(list(answer[:-1])) == texts[0]
+
+
+@pytest.mark.parametrize("template", [CHATML, WITHOUT_SYSTEM, INST, None])
+@settings(max_examples=30)
+@given(before=HOSTILE, context=HOSTILE, first=HOSTILE, second=HOSTILE, answer=st.sampled_from(["", "Best=", " a\n"]))
+def test_prompts_are_cut_where_others_part_from_them(template, before, context, first, second, answer):
+    """Both orders of a comparison, and another comparison of the same job, meet in whole parts."""
+    encoder = Encoder(made(template))
+
+    def cut(context, after):
+        begins = (before, f"{before}{context} 1 - ")
+        whole = encoder.encode("judge", f"{before}{context} 1 - {after}", answer)
+        cuts = encoder.cuts(whole, "judge", begins, answer)
+        assert list(cuts) == sorted({each for each in cuts if 0 < each < len(whole)})
+        return [whole[a:b] for a, b in pairwise((0, *cuts, len(whole)))]
+
+    one, swapped, other = cut(context, first + second), cut(context, second + first), cut(f"{context}!", first)
+    assert one[0] == swapped[0] == other[0]
+    assert one[1] == swapped[1]
+    assert len(one) == 3
 
 
 def test_added_tokens_that_are_not_special_stay_text():
@@ -199,7 +221,7 @@ def test_without_a_template_a_text_begins_as_the_tokenizer_begins_texts():
     assert tokenizer.decode(list(found[1:])) == "<s>What?\n\n"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(), st.integers(1, 200), st.sampled_from(["", " ", "\n", "a", "word "]))
 def test_a_text_has_no_fewer_tokens_than_its_length_over_the_longest(tokenizer, text, times, more):
     encoder = Encoder(tokenizer)

@@ -10,6 +10,7 @@ from lm.chat import Encoder
 from lm.errors import ModelError
 from lm.load import load
 from lm.options import Options
+from lm.strings import Ask
 
 pytestmark = pytest.mark.slow
 
@@ -18,15 +19,16 @@ def prompts(encoder):
     system = "You compare summaries. " * 30
     text = "A man lost his keys in the park and a dog found them. " * 10
     orders = (("Keys lost.", "A dog found the keys of a man."), ("A dog found the keys of a man.", "Keys lost."))
-    return [encoder.encode(system, f"{text}\n\n1 - {a}\n\n2 - {b}", "Preferred Summary=") for a, b in orders]
+    whole = [encoder.encode(system, f"{text}\n\n1 - {a}\n\n2 - {b}", "Preferred Summary=") for a, b in orders]
+    return [(each, encoder.cuts(each, system, ("", f"{text}\n\n1 - "), "Preferred Summary=")) for each in whole]
 
 
 def test_shared_rows_equal_plain_passes(smollm2):
     encoder = Encoder(smollm2.tokenizer)
     options = encoder.continuations("Preferred Summary=", ("1", "2"))
     asked = prompts(encoder)
-    found = Options(smollm2.model).log_probabilities([(prompt, options) for prompt in asked])
-    for prompt, values in zip(asked, found, strict=True):
+    found = Options(smollm2.model).log_probabilities([Ask(prompt, options, cuts) for prompt, cuts in asked])
+    for (prompt, _), values in zip(asked, found, strict=True):
         with torch.no_grad():
             after = smollm2.model(torch.tensor([prompt])).logits[0, -1].log_softmax(-1)
             (space,) = encoder.encode("", "", " ")[-1:]

@@ -1,13 +1,18 @@
+import copy
 import math
 
 import pytest
 import torch
 
+from data.tables import batched
 from lm import decoder, plain
-from lm.options import Options
+from lm.options import KEPT, Options
+from lm.rows import common_prefix
+from lm.strings import Ask
 
 SPLIT = (*tuple(((each,),) for each in range(1, 10)), ((1, 0),))
 WHOLE = tuple(((each,),) for each in range(1, 11))
+ONE = (((3,),),)
 VARIANTS = (((1,), (5, 1)), ((2,), (5, 2)))
 
 
@@ -26,6 +31,13 @@ def sequences(seed, count, *, shared=40, text=30, tail=12):
     return made
 
 
+def asks(prompts, *variants, shared=40):
+    """Cut where all part, and where the two of a pair do."""
+    pairs = [(a, b) for a, b in batched(prompts, 2) for _ in range(2)] if len(prompts) % 2 == 0 else []
+    cuts = [(shared, common_prefix(a, b)) for a, b in pairs] or [(shared,)] * len(prompts)
+    return [Ask(prompt, variants or ONE, each) for prompt, each in zip(prompts, cuts, strict=True)]
+
+
 def plainly(model, prompt):
     """The distribution after a prompt, by the model's own forward, alone in its batch."""
     with torch.no_grad():
@@ -38,36 +50,67 @@ def brute(model, prompt, tokens):
 
 def test_shared_rows_equal_plain_passes_on_a_random_llama(tiny_llama):
     prompts = sequences(0, 5)
-    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),), ((4,),))) for prompt in prompts])
+    found = Options(tiny_llama).log_probabilities(asks(prompts, ((3,),), ((4,),)))
     for prompt, values in zip(prompts, found, strict=True):
         assert values == pytest.approx([brute(tiny_llama, prompt, (3,)), brute(tiny_llama, prompt, (4,))], abs=1e-5)
 
 
 def test_long_segments_equal_plain_passes(tiny_llama):
     prompts = sequences(1, 2, shared=600, text=400, tail=300)
-    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(tiny_llama).log_probabilities(asks(prompts, shared=600))
     for prompt, (value,) in zip(prompts, found, strict=True):
         assert value == pytest.approx(brute(tiny_llama, prompt, (3,)), abs=1e-5)
 
 
-def test_the_kept_prefix_serves_later_batches_and_shrinks_when_it_must(tiny_llama):
+def test_what_a_job_begins_with_is_computed_once(tiny_llama, monkeypatch):
+    encoded = []
+    original = decoder.encode_prefix
+    monkeypatch.setattr(
+        decoder, "encode_prefix", lambda model, tokens: encoded.append(tokens) or original(model, tokens)
+    )
     options = Options(tiny_llama)
-    for prompts in (sequences(2, 1), sequences(2, 4), sequences(3, 2), sequences(2, 1)):
-        found = options.log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
-        for prompt, (value,) in zip(prompts, found, strict=True):
-            assert value == pytest.approx(brute(tiny_llama, prompt, (3,)), abs=1e-5)
+    calls = [sequences(2, 1), sequences(2, 4), sequences(3, 2), sequences(2, 1)]
+    for prompts in calls:
+        found = options.log_probabilities(asks(prompts))
+        assert [v for (v,) in found] == pytest.approx([brute(tiny_llama, each, (3,)) for each in prompts], abs=1e-5)
+    assert encoded == [calls[0][0][:40], calls[2][0][:40]]
+    for seed in range(20, 20 + KEPT):  # others push it out
+        options.log_probabilities(asks(sequences(seed, 1)))
+    options.log_probabilities(asks(calls[0]))
+    assert len(encoded) == 2 + KEPT + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_numbers_do_not_depend_on_what_is_asked_beside(tiny_llama, dtype):
+    """In bf16 to the last bit; products of few rows in fp32 are added up in another order."""
+    model = copy.deepcopy(tiny_llama).to(dtype)
+    scale = [asks(sequences(seed, 6, text=length), *SPLIT) for seed, length in ((14, 3), (14, 90), (15, 30))]
+    every = [ask for some in scale for ask in some]
+    every += [Ask((*ask.prompt[:-2], 7, 9, 8), ask.variants, ask.cuts) for ask in every[::3]]  # alike but for the end
+    alone = [Options(model).log_probabilities([ask])[0] for ask in every]
+    order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
+    options = Options(model)
+    found = {}
+    for sizes in ([len(every)], [5, 1, 9, 2, 20, 30]):
+        at = 0
+        for size in sizes:
+            some = order[at : at + size]
+            found |= dict(zip(some, options.log_probabilities([every[each] for each in some]), strict=True))
+            at += size
+        for number, values in found.items():
+            assert values == (alone[number] if dtype == torch.bfloat16 else pytest.approx(alone[number], abs=5e-6))
 
 
 def test_prompts_with_nothing_in_common(tiny_llama):
     prompts = [(20, 21, 22), (30, 31), (40,)]
-    found = Options(tiny_llama).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(tiny_llama).log_probabilities([Ask(prompt, ONE) for prompt in prompts])
     assert [each for (each,) in found] == pytest.approx([brute(tiny_llama, p, (3,)) for p in prompts], abs=1e-5)
 
 
 @pytest.mark.parametrize("scale", [SPLIT, WHOLE], ids=["10 is two tokens", "10 is one token"])
 def test_ten_scores_equal_brute_force_over_complete_strings(tiny_llama, scale):
     (prompt,) = sequences(4, 1)[:1]
-    (values,) = Options(tiny_llama).log_probabilities([(prompt, scale)])
+    (values,) = Options(tiny_llama).log_probabilities(asks([prompt], *scale))
     expected = [brute(tiny_llama, prompt, option[0]) for option in scale]
     if scale is SPLIT:
         goes_on = math.exp(brute(tiny_llama, (*prompt, 1), (0,)))
@@ -78,7 +121,7 @@ def test_ten_scores_equal_brute_force_over_complete_strings(tiny_llama, scale):
 
 def test_variants_of_a_label_add_up(tiny_llama):
     (prompt,) = sequences(5, 1)[:1]
-    (values,) = Options(tiny_llama).log_probabilities([(prompt, VARIANTS)])
+    (values,) = Options(tiny_llama).log_probabilities(asks([prompt], *VARIANTS))
     expected = [math.log(sum(math.exp(brute(tiny_llama, prompt, tokens)) for tokens in option)) for option in VARIANTS]
     assert values == pytest.approx(expected, abs=1e-5)
 
@@ -90,7 +133,7 @@ def test_other_architectures_go_through_their_own_forward():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
     assert not decoder.supports(model)
     prompts = sequences(6, 2, shared=10, text=5, tail=4)
-    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(model).log_probabilities(asks(prompts))
     assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
 
 
@@ -106,7 +149,7 @@ def test_the_llama_family_equals_its_own_forward(family):
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     assert decoder.supports(model)
     prompts = sequences(7, 2)
-    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(model).log_probabilities(asks(prompts))
     assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
 
 
@@ -118,25 +161,21 @@ def test_sliding_windows_are_left_to_the_model():
 
 
 def test_scores_too_large_for_exp_are_computed_again_with_a_maximum(tiny_llama):
-    import copy
-
     loud = copy.deepcopy(tiny_llama)
     with torch.no_grad():
         for layer in loud.model.layers:
             layer.self_attn.q_proj.weight.mul_(20)
             layer.self_attn.k_proj.weight.mul_(20)
     prompts = sequences(8, 2)
-    found = Options(loud).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(loud).log_probabilities(asks(prompts))
     assert [v for (v,) in found] == pytest.approx([brute(loud, p, (3,)) for p in prompts], abs=1e-4)
 
 
 def test_nan_weights_come_back_as_nan(tiny_llama):
-    import copy
-
     broken = copy.deepcopy(tiny_llama)
     with torch.no_grad():
         broken.model.layers[1].mlp.down_proj.weight[0, 0] = torch.nan
-    (values,) = Options(broken).log_probabilities([(sequences(9, 1)[0], (((3,),), ((4,),)))])
+    (values,) = Options(broken).log_probabilities(asks(sequences(9, 1)[:1], ((3,),), ((4,),)))
     assert all(math.isnan(value) for value in values)
 
 
@@ -159,32 +198,16 @@ def test_models_that_change_their_logits_are_asked_for_them(family):
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     assert not decoder.supports(model)
     prompts = sequences(12, 2, shared=10, text=5, tail=4)
-    found = Options(model).log_probabilities([(prompt, (((3,),),)) for prompt in prompts])
+    found = Options(model).log_probabilities(asks(prompts))
     assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
-
-
-def test_single_row_calls_settle_on_the_fixed_part(tiny_llama, monkeypatch):
-    encoded = []
-    original = decoder.encode_prefix
-    monkeypatch.setattr(
-        decoder, "encode_prefix", lambda model, tokens: encoded.append(len(tokens)) or original(model, tokens)
-    )
-    options = Options(tiny_llama)
-    prompts = sequences(13, 6, shared=40, text=60)
-    for at in range(0, len(prompts), 2):
-        found = options.log_probabilities([(prompt, (((3,),),)) for prompt in prompts[at : at + 2]])
-        assert [v for (v,) in found] == pytest.approx(
-            [brute(tiny_llama, p, (3,)) for p in prompts[at : at + 2]], abs=1e-5
-        )
-    assert len(encoded) == 1
 
 
 def test_weights_that_sum_to_infinity_are_seen():
     from lm.attention import make_plan, tree_attention
-    from lm.rows import packs
+    from lm.rows import pack
 
-    (pack,) = packs([(1, 2)], skip=0, limit=10)
-    plan = make_plan(pack, torch.device("cpu"))
+    found = pack([(1, 2)])
+    plan = make_plan(found, torch.device("cpu"))
     query, value = torch.ones(2, 1, 4), torch.full((2, 1, 4), 0.01)
     key = torch.tensor([[-22.2] * 4, [22.2] * 4]).unsqueeze(1)
     loud = tree_attention(query, key, value, plan=plan, prefix=None, stable=False)
@@ -193,8 +216,6 @@ def test_weights_that_sum_to_infinity_are_seen():
 
 
 def test_bf16_labels_are_not_rounded_to_ties(tiny_llama):
-    import copy
-
     coarse = copy.deepcopy(tiny_llama).to(torch.bfloat16)
-    found = Options(coarse).log_probabilities([(prompt, (((3,),), ((4,),))) for prompt in sequences(11, 20)])
+    found = Options(coarse).log_probabilities(asks(sequences(11, 20), ((3,),), ((4,),)))
     assert sum(one == two for one, two in found) == 0

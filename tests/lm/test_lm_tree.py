@@ -109,7 +109,7 @@ def test_log_probabilities_and_gradients_equal_plain_passes(asked, plain, treed)
     assert_same_gradients(gradients(treed, (found * weight).sum()), gradients(plain, (expected * weight).sum()))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(SEQUENCES, st.integers(1, 4))
 def test_hidden_states_and_gradients_of_random_trees_equal_plain_passes(plain, treed, sequences, chunk):
     with patch.object(rows, "CHUNK", chunk):
@@ -200,7 +200,7 @@ def test_spans_hold_every_token_once_and_see_its_ancestors(sequences, chunk):
     assert torch.equal(spanned(found), ancestors(found))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SEQUENCES, st.integers(1, 4))
 def test_the_block_mask_shows_each_token_its_ancestors(sequences, chunk):
     with patch.object(rows, "CHUNK", chunk):
@@ -253,7 +253,7 @@ def heads(count, groups, tokens, dtype=torch.float64):
 
 
 @pytest.mark.parametrize(("count", "groups"), [(4, 4), (4, 2), (3, 1)], ids=["no groups", "groups", "one group"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(sequences=SEQUENCES, chunk=st.integers(1, 4))
 def test_products_and_their_gradients_equal_masked_softmax_in_float64(count, groups, sequences, chunk):
     with patch.object(rows, "CHUNK", chunk):

@@ -45,6 +45,31 @@ def test_the_parts_come_in_the_order_preamble_exemplars_sample_ending(name):
     assert text.endswith(f"{parts[-2]}{parts[-1]}")
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+@given(prompt=TEXTS, first=TEXTS, second=TEXTS)
+def test_rows_of_a_task_and_responses_to_a_prompt_begin_alike_up_to_the_first_response(name, prompt, first, second):
+    noun, question = NOUN[name], pair_question(load(name), Style(2))
+    for asked in (question.ask(prompt, first, second), question.ask(prompt, second, first)):
+        assert asked.beginnings == (
+            f"{question.lead}{CONTEXT[name]} - ",
+            f"{question.lead}{CONTEXT[name]} - {prompt}\n\n{noun} 1 - ",
+        )
+        assert all(asked.user.startswith(each) for each in asked.beginnings)
+    scored = score_question(load(name)).ask(prompt, first)
+    fixed, context = scored.beginnings
+    assert scored.user == context + first + scored.user[len(context) + len(first) :]
+    assert context.startswith(fixed + prompt)
+
+
+def test_a_template_that_begins_with_a_response_is_the_same_up_to_there(own):
+    sample = (
+        '"""Q: {{ prompt }}\\nA1: {{ first }}\\nA2: {{ second }}"""',
+        '"Is it {{ first }} or {{ second }}? {{ prompt }}"',
+    )
+    asked = pair_question(load(own(sample)), Style()).ask("Q", "A", "B")
+    assert asked.beginnings == ("Is it ", "Is it A or B? Q")
+
+
 @pytest.mark.parametrize("shots", range(9))
 @pytest.mark.parametrize("cot", [False, True], ids=["plain", "cot"])
 def test_as_many_exemplars_are_shown_as_asked_for(shots, cot):

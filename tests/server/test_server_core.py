@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rewarding import Noted, native, row, score, served, worth
 
@@ -29,7 +29,6 @@ from labeler.server.shaping import reward, scored
 # Turns
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from("abcde"), st.integers(1, 6)), max_size=80))
 def test_nobody_starves_and_each_clients_items_come_in_their_order(steps):
     queue: FairQueue[tuple[str, int]] = FairQueue(1000)

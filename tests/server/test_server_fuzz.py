@@ -218,9 +218,7 @@ plausible = st.fixed_dictionaries(
         "timeout_s": odd,
     },
 )
-hard = settings(
-    deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+hard = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 @hard

@@ -9,7 +9,23 @@ from pathlib import Path
 import pytest
 
 from trainer import folder
-from trainer.config import Config, Data, Dpo, Grpo, Hir, Judged, Model, Optim, Ppo, Rollout, Run, TrainingError
+from trainer.config import (
+    Config,
+    Data,
+    Dpo,
+    Grpo,
+    Hir,
+    Judged,
+    Model,
+    Optim,
+    Ppo,
+    Rest,
+    Reward,
+    Rollout,
+    Run,
+    Sft,
+    TrainingError,
+)
 
 NAN, INF = math.nan, math.inf
 
@@ -76,6 +92,16 @@ def config(algorithm=None, *, run=None, reward=None, rollout=None, **data):
         rollout=rollout or Rollout(prompts=8, samples=3),
         reward=reward or Judged(of=("http://one:8000",)),
     )
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "lora", "rate"),
+    [(Dpo(), 0, 1e-6), (Dpo(), 8, 1e-5), (Sft(), 0, 1e-5), (Reward(), 8, 1e-4), (Ppo(), 0, 1e-6), (Rest(), 0, 1e-5)],
+)
+def test_the_rate_suits_the_algorithm_unless_it_is_said(algorithm, lora, rate):
+    made = Config(algorithm=algorithm, data=Data(), run=Run(), model=Model(lora=lora))
+    assert made.optim.lr == pytest.approx(rate)
+    assert replace(made, optim=Optim(lr=3e-4, batch=2)).optim == Optim(lr=3e-4, batch=2)
 
 
 def test_a_round_is_no_longer_than_the_horizon_of_an_adapted_penalty():

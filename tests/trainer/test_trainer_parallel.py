@@ -105,19 +105,43 @@ def test_two_processes_learn_what_one_learns(tmp_path, tiny, votes, name):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [("ppo",), ("ppo", "--algorithm.critic", "model"), ("grpo", "--model.lora", 4), ("rejection",)],
-    ids=["ppo", "ppo with a critic", "grpo with adapters", "rejection"],
+    [
+        ("ppo",),
+        ("ppo", "--algorithm.critic", "model"),
+        ("reinforce",),
+        ("grpo", "--model.lora", 4),
+        ("rejection",),
+        ("rest",),
+        ("hir",),
+    ],
+    ids=["ppo", "ppo with a critic", "reinforce", "grpo with adapters", "rejection", "rest", "hir"],
 )
 def test_two_processes_sample_and_learn_what_one_does(tmp_path, tiny, votes, algorithm):
-    asked = [
-        *algorithm, "--data.train", votes, "--model.name", tiny, "--run.out", "run", "--json", "--run.tokens", 100,
-        "--optim.steps", 3, "--optim.batch", 3, "--run.evaluate-every", 1, "--rollout.prompts", 5,
-        "--rollout.samples", 2, "--rollout.max-tokens", 8, "--reward.of", "tests.trainer.taste:vowels",
-    ]  # fmt: skip
+    asked = sampling(algorithm, tiny, votes)
     one = ran(alone, asked, tmp_path / "one")
     two = ran(together, asked, tmp_path / "two")
     assert two["heldout"] == pytest.approx(one["heldout"], abs=NEAR)
     assert_near(tmp_path / "one/run", tmp_path / "two/run")
+
+
+def sampling(algorithm: Sequence[object], model: Path, prompts: Path) -> list[object]:
+    return [
+        *algorithm, "--data.train", prompts, "--model.name", model, "--run.out", "run", "--json", "--run.tokens", 100,
+        "--optim.steps", 3, "--optim.batch", 3, "--optim.lr", 1e-5, "--run.evaluate-every", 1, "--rollout.prompts", 5,
+        "--rollout.samples", 2, "--rollout.max-tokens", 8, "--reward.of", "tests.trainer.taste:vowels",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("many", [(together, alone), (alone, together)], ids=["2, then 1", "1, then 2"])
+def test_a_run_that_samples_goes_on_with_another_number_of_processes(tmp_path, tiny, votes, many):
+    asked = sampling(("ppo", "--algorithm.critic", "model"), tiny, votes)
+    ran(alone, asked, tmp_path / "whole")
+    first, *_ = many[0](asked, tmp_path / "split", fuse=Fuse(5, "metrics.jsonl"))
+    assert first.status == -signal.SIGKILL
+    said = many[1]([*asked, "--resume"], tmp_path / "split")
+    assert [each.status for each in said] == [0] * len(said), said[0].err
+    assert "going on after round 1" in said[0].err
+    assert_near(tmp_path / "whole/run", tmp_path / "split/run")
 
 
 @pytest.mark.parametrize("many", [(together, alone), (alone, together)], ids=["2, then 1", "1, then 2"])

@@ -149,9 +149,22 @@ def test_a_prompt_that_fits_is_whole():
     ids=["no room", "no room for the template", "too long"],
 )
 def test_a_response_that_does_not_fit_is_a_failure_and_left_out(text, limits, reason):
-    rows, failures = encoded(Example("a", "p", ("r", text), PAIRS), Example("b", "p", ("r",), PAIRS), **limits)
+    rows, failures = encoded(Example("a", "p", ("r", text), PAIRS), Example("b", "p", ("r", "s"), PAIRS), **limits)
     assert ids(rows) == ["b"]
     assert [(each.id, each.message) for each in failures] == [("a", reason)]
+
+
+def test_of_a_ranking_only_the_response_that_does_not_fit_is_left_out():
+    order = (Pair(0, 1), Pair(0, 2, margin=2.0), Pair(0, 3), Pair(1, 2), Pair(1, 3), Pair(2, 3))
+    [row], [failure] = encoded(Example("a", "p", ("one", "r" * 19, "two", "last"), order))
+    assert row.answers == tuple((*map(ord, each), 1) for each in ("one", "two", "last"))
+    assert row.pairs == (Pair(0, 1, margin=2.0), Pair(0, 2), Pair(1, 2))
+    assert failure.message == "a response alone has 20 tokens or more (data.max_tokens): 3 of 4 are used"
+
+
+def test_a_ranking_without_a_pair_that_fits_is_left_out():
+    rows, [failure] = encoded(Example("a", "p", ("one", "r" * 19, "two"), (Pair(0, 1), Pair(1, 2))))
+    assert (rows, failure.message) == ([], "a response alone has 20 tokens or more (data.max_tokens)")
 
 
 def test_keys_tell_rows_apart_by_what_is_asked_alone():
