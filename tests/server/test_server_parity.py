@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rewarding import MEMORY, PATIENCE, ROOT, Web, good, living, served
+from rewarding import MEMORY, ROOT, Web, good, living, served
 from tiny_runs import model_folder
 
 import rlaif
@@ -148,8 +148,7 @@ def test_fifty_rewards_are_those_of_rlaif_score_through_every_dialect(scored):
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 1e-6), ("bfloat16", 1e-2)])
 def test_a_real_models_rewards_are_those_of_rlaif_score_through_every_dialect(scored, cache, dtype, near):
-    """The server's batches come as they come, and rounding goes with their shapes (docs/server.md); the dialects find
-    the same questions known, and the same answers."""
+    """In whatever batches they come; the dialects find the same questions known, and the same answers."""
     wanted = scored("--task", "helpfulness", "--model", "local:smollm2", "--dtype", dtype)
     assert len(set(wanted)) > 40
     model = Model(("helpfulness",), "local:smollm2", cache, dtype=dtype)
@@ -200,23 +199,23 @@ def test_a_local_models_rewards_asked_afresh_are_those_of_rlaif_score_through_ev
     asyncio.run(run())
 
 
-def test_the_same_questions_in_the_same_batches_have_the_same_rewards_to_the_last_bit(tiny_labeler, tmp_path):
-    """What is left between a server and `rlaif score` is rounding: the question of the warm-up comes first here, and
-    where prompts are shared goes with what was asked before."""
-    model = Model(("helpfulness",), f"local:{tiny_labeler}", tmp_path, dtype="float32")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_reward_does_not_depend_on_what_is_asked_beside(tiny_labeler, tmp_path, dtype):
+    """One by one in another order, in the batches of a job, and as a server's clients come: in bf16 to the last bit."""
+    model = Model(("helpfulness",), f"local:{tiny_labeler}", tmp_path, dtype=dtype)
     rows = [Response(id=each["id"], prompt=each["prompt"], response=each["response"]) for each in RESPONSES]
+    near = 0.0 if dtype == "bfloat16" else 1e-6
 
     async def run() -> None:
-        backend = serving.opened(model, 600)
-        scorer = Scorer(load("helpfulness"), backend, Options())
-        await scorer([serving.WARM])
-        wanted = [each.reward for piece in batched(rows, backend.rows) for each in await scorer(piece)]
-        gate = serving.build(serving.opened(model, 600), model, Listening(answer_within=600), MEMORY, None)
-        async with living(gate) as web:
-            async with asyncio.timeout(PATIENCE):
-                while (await web.get("/ready")).status != 200:
-                    await asyncio.sleep(0.01)
-            assert await by_native(web, RESPONSES) == wanted
+        scorer = Scorer(load("helpfulness"), serving.opened(model, 600), Options())
+        alone = [(await scorer([row]))[0].reward for row in reversed(rows)][::-1]
+        again = Scorer(load("helpfulness"), serving.opened(model, 600), Options())
+        together = [each.reward for piece in batched(rows, 7) for each in await again(piece)]
+        assert together == pytest.approx(alone, abs=near, rel=0)
+        async with living(
+            serving.build(serving.opened(model, 600), model, Listening(answer_within=600), MEMORY, None)
+        ) as web:
+            assert await by_openrlhf(web, RESPONSES) == pytest.approx(alone, abs=near, rel=0)
 
     asyncio.run(run())
 
