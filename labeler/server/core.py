@@ -50,6 +50,11 @@ class Reward:
     bounded: bool = True
 
     @property
+    def truncated(self) -> bool:
+        """Whether a prompt was longer than the model reads, and was cut."""
+        return any(each.truncated for each in self.scores.values())
+
+    @property
     def unit(self) -> float:
         """In [0, 1], for those who filter by it. A reward model's is its chance against a response of reward 0."""
         if not self.bounded:
@@ -117,6 +122,8 @@ class Core:
             found = self._with_means(items, found)
         for each in found:
             self.metrics.rewarded(each.reward if isinstance(each, Reward) else None, _reason(each))
+            if isinstance(each, Reward) and each.truncated:
+                self.metrics.truncated()
             if isinstance(each, Failure):
                 LOG.info("no reward: %s: %s", each.reason, each.message)
         return found

@@ -34,6 +34,7 @@ class Metrics:
         )  # fmt: skip
         self._hits = Counter("rlaif_cache_hits", "Items whose answer was known.", registry=own)
         self._joined = Counter("rlaif_joined", "Items that waited for the same question's answer.", registry=own)
+        self._truncated = Counter("rlaif_truncated", "Rewards of prompts that were cut to fit.", registry=own)
         self._queue = Gauge("rlaif_queue_items", "Items that wait for the model.", registry=own)
         self._flying = Gauge("rlaif_requests_in_flight", "Requests that wait for their answer.", registry=own)
 
@@ -54,6 +55,9 @@ class Metrics:
 
     def hit(self) -> None:
         self._hits.inc()
+
+    def truncated(self) -> None:
+        self._truncated.inc()
 
     def joined(self) -> None:
         self._joined.inc()

@@ -110,7 +110,8 @@ class Endpoint:
     answer: type[BaseModel]
     handle: Callable[[Any, str], Awaitable[Any]]
     about: str
-    example: object
+    examples: tuple[object, object]
+    """A body, and what is answered to it."""
     tag: str
     method: str = "POST"
 
@@ -130,8 +131,8 @@ class Endpoint:
 
     def described(self) -> dict[str, Any]:
         """Its place in the OpenAPI document."""
-        sent = {"schema": schema(self.body), "example": self.example}
-        told = {JSON: {"schema": schema(self.answer)}}
+        sent = {"schema": schema(self.body), "example": self.examples[0]}
+        told = {JSON: {"schema": schema(self.answer), "example": self.examples[1]}}
         errors = {
             str(status): {"description": text, "content": {JSON: {"schema": schema(Problem)}}}
             for status, text in STATUSES.items()

@@ -506,6 +506,15 @@ def test_metrics_are_prometheus_and_count_what_happened():
     assert all(each.documentation for each in families.values())
 
 
+def shape(value: Any) -> Any:
+    """Names and kinds, whatever the numbers."""
+    if isinstance(value, dict):
+        return {name: shape(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [shape(each) for each in value]
+    return type(value).__name__.replace("int", "float")
+
+
 def test_the_document_is_openapi_and_its_examples_are_answered():
     validate = pytest.importorskip("openapi_spec_validator").validate
 
@@ -523,7 +532,12 @@ def test_the_document_is_openapi_and_its_examples_are_answered():
         for method, path, operation in operations:
             content = operation.get("requestBody", {}).get("content", {})
             body = content["application/json"]["example"] if content else b""
-            assert (await web.ask(method, path, body)).status == (200 if path != "/ready" else 503), (method, path)
+            found = await web.ask(method, path, body)
+            assert found.status == (200 if path != "/ready" else 503), (method, path)
+            told = operation["responses"]["200"]["content"].get("application/json", {})
+            assert ("example" in told) == (method == "POST" or path == "/reverify_mode"), path
+            if "example" in told:
+                assert shape(told["example"]) == shape(found.json), path
 
     running(work, Noted(let=None))
 

@@ -31,9 +31,10 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         scores = [each.reward for each in found]
         return {"id": name, "object": "score.evaluation", "model": body.model or serving.model, "scores": scores}
 
-    example = {"model": "model", "messages": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"]}
+    sent = {"model": "model", "messages": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!"]}
+    told = {"id": "scoreeval-6f1c", "object": "score.evaluation", "model": "model", "scores": [0.42]}
     about = "LLaMA-Factory's score evaluation"
     return [
-        Endpoint(path, Texts, Scores, evaluation, about, example, "LLaMA-Factory")
+        Endpoint(path, Texts, Scores, evaluation, about, (sent, told), "LLaMA-Factory")
         for path in ("/v1/score/evaluation", "/")
     ]

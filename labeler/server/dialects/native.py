@@ -134,9 +134,35 @@ def endpoints(serving: Serving) -> list[Endpoint]:
     one = {"id": "a", "prompt": "How do I boil an egg?", "response": "Put it into boiling water for eight minutes."}
     two = {"id": "a", "prompt": "How do I boil an egg?", "responses": ["Eight minutes.", "I do not know."]}
     about, both = "Rewards of single responses", "Which of several responses to a prompt is better"
+    known = {"cached": False, "truncated": False, "reason": None, "message": None}
+    rewarded = {
+        "id": "a",
+        "status": "ok",
+        "reward": 0.4044,
+        "score": 7.32,
+        "scores": {"helpfulness": 7.32},
+        "distribution": [0.0, 0.01, 0.02, 0.04, 0.07, 0.13, 0.22, 0.26, 0.17, 0.08],
+        "mass": 0.99,
+        "source": "model",
+        **known,
+        "usage": {"tokens_in": 212, "tokens_out": 1},
+    }
+    preferred = {
+        "id": "a",
+        "status": "ok",
+        "p": [[0.5, 0.93], [0.07, 0.5]],
+        "order": [0, 1],
+        "strengths": [1.29, -1.29],
+        "mass": 0.98,
+        **known,
+        "usage": {"tokens_in": 431, "tokens_out": 2},
+    }
+    by = {"model": serving.model, "task": "helpfulness", "digest": "6f1c0c7d2a9b"}
+    single = {"items": [one], "timeout_s": 60}, {**by, "items": [rewarded]}
+    several = {"items": [two]}, {**by, "items": [preferred]}
     return [
-        Endpoint("/v1/rewards", Rewards, RewardAnswers, rewards, about, {"items": [one], "timeout_s": 60}, "native"),
-        Endpoint("/v1/preferences", Preferences, PreferenceAnswers, preferences, both, {"items": [two]}, "native"),
+        Endpoint("/v1/rewards", Rewards, RewardAnswers, rewards, about, single, "native"),
+        Endpoint("/v1/preferences", Preferences, PreferenceAnswers, preferences, both, several, "native"),
     ]
 
 
@@ -160,7 +186,7 @@ def _reward(identity_: str | None, found: Reward | Failure, serving: Serving) ->
         "scores": {name: each.score for name, each in good.scores.items() if isinstance(each, Score)} if good else {},
         "mass": min((each.mass for each in scores), default=None),
         "source": good and good.source,
-        "truncated": any(each.truncated for each in every),
+        "truncated": bool(good and good.truncated),
         "cached": bool(good and good.cached),
         "reason": failed and failed.reason,
         "message": failed and failed.message,

@@ -84,14 +84,18 @@ def endpoints(serving: Serving) -> list[Endpoint]:
             "output": [{"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Hello!"}]}]
         },
     }
+    verified = rollout, {**rollout, "reward": 0.42, "mask_sample": False}
+    mean = {"agent_metrics": {"mean/reward": 0.42, "count": 1, "failed": 0}}
+    results = {"verify_responses": [verified[1]]}, mean
+    again: tuple[object, object] = ({}, "stateless")
     tag = "NeMo Gym"
     return [
-        Endpoint("/verify", Rollout, Verified, verify, "The reward of a rollout", rollout, tag),
-        Endpoint("/seed_session", Session, Session, nothing, "Nothing to prepare", {}, tag),
-        Endpoint("/close_session", Session, Session, nothing, "Nothing to put away", {}, tag),
-        Endpoint("/aggregate_metrics", Results, Metrics, aggregate_metrics, "The mean reward", {}, tag),
+        Endpoint("/verify", Rollout, Verified, verify, "The reward of a rollout", verified, tag),
+        Endpoint("/seed_session", Session, Session, nothing, "Nothing to prepare", ({}, {}), tag),
+        Endpoint("/close_session", Session, Session, nothing, "Nothing to put away", ({}, {}), tag),
+        Endpoint("/aggregate_metrics", Results, Metrics, aggregate_metrics, "The mean reward", results, tag),
         Endpoint(
-            "/reverify_mode", Session, RootModel[str], stateless, "Rewards can be asked for again", {}, tag, "GET"
+            "/reverify_mode", Session, RootModel[str], stateless, "Rewards can be asked for again", again, tag, "GET"
         ),
     ]
 

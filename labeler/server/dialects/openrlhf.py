@@ -39,11 +39,14 @@ def endpoints(serving: Serving) -> list[Endpoint]:
             "extra_logs": {
                 "judge_cached": [float(each.cached) for each in found],
                 "judge_replaced": [float(each.source != "model") for each in found],
+                "judge_truncated": [float(each.truncated) for each in found],
             },
         }
 
-    example = {"query": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"], "prompts": []}
-    return [Endpoint("/get_reward", Batch, Rewards, get_reward, "OpenRLHF's remote reward", example, "OpenRLHF")]
+    sent = {"query": ["<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"], "prompts": []}
+    logs = {"judge_cached": [0.0], "judge_replaced": [0.0], "judge_truncated": [0.0]}
+    told = {"rewards": [0.42], "scores": [0.71], "extra_logs": logs}
+    return [Endpoint("/get_reward", Batch, Rewards, get_reward, "OpenRLHF's remote reward", (sent, told), "OpenRLHF")]
 
 
 def _items(body: Batch) -> list[Item]:

@@ -109,17 +109,26 @@ def endpoints(serving: Serving) -> list[Endpoint]:
 
     text = "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello!<|im_end|>"
     one, pair = {"input": text}, {"text_1": "Hi", "text_2": ["Hello!", "Go away."]}
-    tag = "vLLM and SGLang"
+    tag, none = "vLLM and SGLang", {"prompt_tokens": 0, "total_tokens": 0, "completion_tokens": 0}
+
+    def told(kind: str, *data: dict[str, Any]) -> dict[str, Any]:
+        told = {"id": f"{kind}-6f1c", "object": "list", "created": 1796083200, "model": serving.model}
+        return {**told, "data": list(data), "usage": none}
+
+    classified = told("classify", {"index": 0, "label": "LABEL_0", "probs": [0.42], "num_classes": 1})
+    pooled = told("pool", {"index": 0, "object": "pooling", "data": [0.42]})
+    embedded = told("embd", {"index": 0, "object": "embedding", "embedding": [0.42]})
+    scored = told("score", *({"index": at, "object": "score", "score": each} for at, each in enumerate((0.42, -0.87))))
     whole = (
-        ("/classify", Listed[Classified], classify),
-        ("/v1/classify", Listed[Classified], classify),
-        ("/pooling", Listed[Pooled], pooling),
-        ("/v1/embeddings", Listed[Embedded], embeddings),
+        ("/classify", Listed[Classified], classify, classified),
+        ("/v1/classify", Listed[Classified], classify, classified),
+        ("/pooling", Listed[Pooled], pooling, pooled),
+        ("/v1/embeddings", Listed[Embedded], embeddings, embedded),
     )
     about, both = "A served reward model's value", "Responses to prompts"
     return [
-        *(Endpoint(path, Input, answer, handle, about, one, tag) for path, answer, handle in whole),
-        *(Endpoint(path, Pairs, Listed[Scored], score, both, pair, tag) for path in ("/score", "/v1/score")),
+        *(Endpoint(path, Input, answer, handle, about, (one, back), tag) for path, answer, handle, back in whole),
+        *(Endpoint(path, Pairs, Listed[Scored], score, both, (pair, scored), tag) for path in ("/score", "/v1/score")),
     ]
 
 

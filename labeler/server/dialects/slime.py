@@ -28,5 +28,5 @@ def endpoints(serving: Serving) -> list[Endpoint]:
         found = await serving.ask([row], client)
         return serving.all_or_nothing(found)[0].reward
 
-    example = {"prompt": "How do I boil an egg?", "response": "For eight minutes.", "label": None}
-    return [Endpoint("/rm", Sample, RootModel[float], rm, "slime's remote reward model", example, "slime")]
+    examples = {"prompt": "How do I boil an egg?", "response": "For eight minutes.", "label": None}, 0.42
+    return [Endpoint("/rm", Sample, RootModel[float], rm, "slime's remote reward model", examples, "slime")]
