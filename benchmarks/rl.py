@@ -17,11 +17,10 @@ import os
 import random
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
-from training import BATCH, CACHE, OLD, PROMPTS, TRL, lengths, peak_mib, run, trl_python
+from training import BATCH, CACHE, OLD, PROMPTS, TRL, lengths, now, peak_mib, run, trl_python
 
 TOKENS = 64
 KINDS = {"rollout": (4, 1), "ppo": (1, 4), "grpo": (4, 1)}
@@ -74,14 +73,14 @@ def rollouts(job: dict[str, Any], model: Any) -> list[float]:
     model = model.to(getattr(torch, job["dtype"])).eval()
     seconds: list[float] = []
     for number in range(job["warmup"] + job["rounds"]):
-        started = time.perf_counter()
+        started = now()
         draws = [
             Draw(tuple(prompt), job["tokens"], 1.0, 0, number * 1000 + at, ())
             for prompt in job["prompts"]
             for at in range(job["samples"])
         ]
         written = write(model, Plain(), draws, batch=len(draws))
-        seconds.append(time.perf_counter() - started)
+        seconds.append(now() - started)
         assert all(len(each.drawn) == job["tokens"] for each in written)
     return seconds
 
@@ -145,13 +144,13 @@ def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     writer = Here(loaded.model, Plain(), passes.precision, 0)
     seconds: list[float] = []
     for number in range(1, job["warmup"] + job["rounds"] + 1):
-        started = time.perf_counter()
+        started = now()
         written = sampled(writer, questions, rollout, number=number, seed=0)
         groups = rewarded(written, ask, None, number=number, unended=0.0, done=lambda _: None)
         for lesson in made.prepare(number, groups).lessons:
             for _ in fit(made.algorithm, enumerate(lesson.batches, 1), optimizer, passes, lambda _: optim.lr, 1.0):
                 pass
-        seconds.append(time.perf_counter() - started)
+        seconds.append(now() - started)
     return seconds
 
 

@@ -127,17 +127,17 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
     optim = Optim(lr=1e-6, betas=(0.9, 0.999))
     steps = job["warmup"] + job["steps"]
     batches = [(at + 1, rows[at * BATCH : (at + 1) * BATCH]) for at in range(steps)]
-    seconds, losses, began = [], [], time.perf_counter()
+    seconds, losses, began = [], [], now()
     for update in fit(aim, batches, adamw(module, optim), passes, lambda _: optim.lr, optim.clip):
-        seconds.append(time.perf_counter() - began)
+        seconds.append(now() - began)
         losses.append(update.metrics["loss"])
-        began = time.perf_counter()
+        began = now()
     return {
         "seconds": seconds[job["warmup"] :],
         "loss": losses[job["warmup"] :],
         "peak_mib": peak_mib(),
         "tokens": [sum(row.size for row in batch) for _, batch in batches[job["warmup"] :]],
-        "parameters": sum(each.numel() for each in loaded.model.parameters()),
+        "parameters": multiplied(loaded.model),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "precompute_seconds": precompute,
         "versions": {"torch": torch.__version__},
@@ -179,6 +179,23 @@ def kwise(folder: str) -> float:
     return separate / together
 
 
+def now() -> float:
+    """Once the GPU has done what it was given."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def multiplied(model: Any) -> int:
+    """The parameters that each token is multiplied with: an embedding is only looked up, unless it is the head too."""
+    looked_up = model.get_input_embeddings().weight
+    head = model.get_output_embeddings()
+    idle = 0 if head is not None and head.weight is looked_up else looked_up.numel()
+    return sum(each.numel() for each in model.parameters()) - idle
+
+
 def peak_mib() -> float:
     """MiB of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
     import torch
@@ -207,7 +224,7 @@ def run(python: Path, script: Path, job: dict[str, Any]) -> dict[str, Any]:
         file.flush()
         done = subprocess.run(
             [str(python), str(script), file.name],
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+            env={"CUDA_VISIBLE_DEVICES": "0", **os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             capture_output=True,
             text=True,
             check=False,
@@ -236,7 +253,7 @@ def compare(kind: str, dtype: str, folder: str, steps: int) -> dict[str, Any]:
         "pairs_per_second": rates,
         "times_as_fast": {name: rates["ours"] / rate for name, rate in rates.items() if name != "ours"},
         "peak_mib": {name: each["peak_mib"] for name, each in sides.items()},
-        "utilisation": utilisation(sides["ours"], online=worker == "dpo" and not precompute),
+        "utilisation": utilisation(sides["ours"], dtype, online=worker == "dpo" and not precompute),
         "loss": {name: each["loss"] for name, each in sides.items()},
         "settings": {name: each.get("settings") for name, each in sides.items() if name != "ours"},
         "versions": {name: each["versions"] for name, each in sides.items()},
@@ -247,12 +264,12 @@ PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """FLOPs a second of dense bf16 products, from the makers' data sheets."""
 
 
-def utilisation(side: dict[str, Any], *, online: bool) -> float | None:
+def utilisation(side: dict[str, Any], dtype: str, *, online: bool) -> float | None:
     """The part of a GPU's peak that the model's own products come to: 6 a parameter and token of a training step, 2
     more where a reference is asked (Chowdhery et al. 2022, appendix B, without attention).
     """
     peak = next((peak for name, peak in PEAKS.items() if name in side["device"]), None)
-    if peak is None:
+    if peak is None or dtype != "bfloat16":
         return None
     work = (8 if online else 6) * side["parameters"] * statistics.mean(side["tokens"])
     return work / statistics.median(side["seconds"]) / peak

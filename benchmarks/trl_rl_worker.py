@@ -42,15 +42,22 @@ def peak_mib() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def now() -> float:
+    """Once the GPU has done what it was given."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 class Clock(TrainerCallback):
     def __init__(self) -> None:
         self.at: list[float] = []
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.at.append(time.perf_counter())
+        self.at.append(now())
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.at.append(time.perf_counter())
+        self.at.append(now())
 
 
 def common(job: dict[str, Any], output: str) -> dict[str, Any]:
@@ -170,8 +177,6 @@ def generate(job: dict[str, Any], _output: str, clock: Clock) -> None:
             min_new_tokens=job["tokens"],
             pad_token_id=0,
         )
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
         assert out.shape == (len(job["prompts"]) * job["samples"], longest + job["tokens"])
         clock.on_step_end()
 

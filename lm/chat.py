@@ -71,23 +71,23 @@ class Encoder:
 
     def cuts(self, whole: Tokens, system: str, beginnings: Sequence[str], answer: str) -> tuple[int, ...]:
         """Where in what `encode` made other prompts may part from it: at the end of each of these beginnings of the
-        user's turn, rising, and where a long answer begins. A token that may differ with what follows is left out.
+        user's turn, rising, and where a long answer begins that a template sets apart. A token that may differ with
+        what follows is left out.
         """
         ends = [min(common_prefix(begun, whole), len(begun) - 1) for begun in self._begun(system, beginnings)]
         if self._pieces is not None and (own := len(self._text(answer))) >= LONG:
             ends.append(len(whole) - own)
-        return tuple(sorted({each for each in ends if 0 < each < len(whole)}))
+        return tuple(sorted({each for each in ends if 0 <= each < len(whole)}))
 
     def _begun(self, system: str, beginnings: Sequence[str]) -> Iterator[Tokens]:
-        """A prompt up to the end of each beginning of its user's turn; the first is the same for a whole job."""
-        for at, user in enumerate(beginnings):
-            text = self._text if at == 0 else self._fresh
+        """A prompt up to the end of each beginning of its user's turn, which others have too."""
+        for user in beginnings:
             if self._pieces is None:
-                yield self._start + text(f"{system}\n\n{user}")
+                yield self._start + self._text(f"{system}\n\n{user}")
             elif self._pieces[1] is None:
-                yield self._pieces[0] + text(f"{system}\n\n{user}")
+                yield self._pieces[0] + self._text(f"{system}\n\n{user}")
             else:
-                yield self._pieces[0] + self._text(system) + self._pieces[1] + text(user)
+                yield self._pieces[0] + self._text(system) + self._pieces[1] + self._text(user)
 
     def prompt(self, turns: Sequence[tuple[str, str]], limit: int) -> Tokens:
         """A conversation of (role, content) up to where the answer begins, as `fitted` has it."""

@@ -76,12 +76,17 @@ def encode_prefix(model: Any, tokens: tuple[int, ...]) -> Prefix:
 def forward(model: Any, pack: Pack, prefix: Prefix | None, wanted: Sequence[int]) -> Tensor:
     """The last hidden states at the places `wanted`, (len(wanted), C), ready for the head."""
     places = torch.tensor(list(wanted), device=model.device)
-    for stable in (model.dtype == torch.float16, True):  # whose range is too small to go without the maximum
+
+    def states(*, stable: bool) -> Tensor:
         attend = trees(pack, prefix, stable=stable, device=model.device)
-        hidden = layers_of(model, *laid(model, pack.tokens, pack.positions), attend, places)
-        if bool(torch.isfinite(hidden).all()):
-            break
-    return hidden
+        return layers_of(model, *laid(model, pack.tokens, pack.positions), attend, places)
+
+    if model.dtype == torch.float16:  # whose range is too small to go without the maximum
+        return states(stable=True)
+    hidden = states(stable=False)
+    finite = torch.isfinite(hidden).all(-1, keepdim=True)
+    # A sequence whose scores are too large does not change how those beside it are rounded.
+    return hidden if bool(finite.all()) else torch.where(finite, hidden, states(stable=True))
 
 
 def laid(model: Any, tokens: Sequence[int], positions: Sequence[int]) -> tuple[Tensor, Tensor]:

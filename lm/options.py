@@ -19,8 +19,8 @@ Read = Callable[[Sequence[tuple[int, int]]], list[float]]
 PLAIN = 8
 """Sequences of one plain forward pass, for models whose layers are not written out in decoder.py."""
 
-KEPT = 4
-"""Prefixes that are kept: a few tasks may be asked in turn."""
+KEPT = 16384
+"""Tokens of prefixes that are kept, those that were used last: several tasks, or principles, may be asked in turn."""
 
 CPU_PACK = 2048
 """Tokens of one forward pass on a CPU: enough for fast products, few enough for the caches."""
@@ -29,8 +29,8 @@ CPU_PACK = 2048
 class Options:
     """Scores options after prompts, and keeps what prompts began with.
 
-    A prompt's numbers do not depend on the prompts beside it: each is added up from its own parts. Not for several
-    threads at once: the kept prefixes change.
+    A prompt's numbers do not depend on the prompts beside it, as long as it has cuts and is asked once: it is added up
+    from its own parts. Not for several threads at once: the kept prefixes change.
     """
 
     def __init__(self, model: Any) -> None:
@@ -72,7 +72,7 @@ class Options:
         """Keys and values of what prompts begin with; those that were used last are kept."""
         known = self._prefixes.pop(tokens, None) or decoder.encode_prefix(self._model, tokens)
         self._prefixes[tokens] = known
-        while len(self._prefixes) > KEPT:
+        while len(self._prefixes) > 1 and sum(map(len, self._prefixes)) > KEPT:
             del self._prefixes[next(iter(self._prefixes))]
         return known
 
@@ -85,7 +85,7 @@ def _bundles(asks: Sequence[Ask]) -> dict[Tokens, list[Bundle]]:
         same = known.setdefault(first, {})
         before = same[ask.prompt].sequences if ask.prompt in same else ()
         same[ask.prompt] = Bundle(tuple(parts), (*before, *strings.places(ask)))
-    return {first: list(same.values()) for first, same in known.items()}
+    return {first: [each for each in same.values() if each.sequences] for first, same in known.items()}
 
 
 def _pack_limit(model: Any) -> int:

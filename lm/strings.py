@@ -25,6 +25,10 @@ class Ask:
     variants: Variants
     cuts: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if any(a >= b for a, b in pairwise((*self.cuts, len(self.prompt)))) or min(self.cuts, default=0) < 0:
+            raise ValueError(f"cuts {self.cuts} do not rise within {len(self.prompt)} tokens")
+
     @property
     def parts(self) -> Parts:
         """What others may begin with too."""

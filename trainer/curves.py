@@ -46,7 +46,7 @@ def _points(line: dict[str, Any]) -> list[dict[str, Any]]:
 def _panel(alt: Any, points: Sequence[dict[str, Any]], name: str) -> Any:
     chart = alt.Chart(alt.Data(values=list(points)), title=name.replace("_", " "), width=360, height=180)
     return chart.mark_line(point=len(points) < 60).encode(
-        x=alt.X("update:Q", title="update"),
+        x=alt.X("update:Q", title="update", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("value:Q", title=None, scale=alt.Scale(zero=False)),
         color=alt.Color("rows:N", title=None, scale=alt.Scale(domain=["training", "held out"])),
     )

@@ -60,7 +60,7 @@ def opened(config: Judged, elsewhere: Opener, device: str) -> list[Rewards]:
 
 
 def reached(config: Judged, sources: Sequence[Rewards], patience: Patience) -> None:
-    """Wait for servers before anything is sampled for them. Raises TrainingError where one does not come."""
+    """Wait until something listens at servers' addresses, before anything is sampled for them. Raises TrainingError."""
     for name, each in zip(config.of, sources, strict=True):
         if name.startswith(("http://", "https://")):
             _asked(name, each, [], [], patience)

@@ -26,6 +26,8 @@ class Row:
     pairs: tuple[Pair, ...] = ()
     cut: bool = False
     """Whether the prompt lost its beginning."""
+    left_out: int = 0
+    """Responses that were too long."""
 
     @property
     def size(self) -> int:
@@ -46,46 +48,38 @@ def encode(
     examples: Iterable[Example], encoder: Encoder, *, most: int, response: int | None, failures: list[Failure]
 ) -> list[Row]:
     """Rows of at most `most` tokens for each prompt with any one answer. Prompts are cut at their beginning. A response
-    that leaves no room for one, or is longer than `response`, is left out with its pairs, and its row too where nothing
-    is left to learn from: a failure says so.
+    that leaves no room for one, or is longer than `response`, is left out with its pairs; where nothing is left, the
+    row is a failure.
     """
     rows: list[Row] = []
     for example in examples:
         try:
-            row, wrong = _row(example, encoder, most, response)
+            rows.append(_row(example, encoder, most, response))
         except ValueError as error:
-            row, wrong = None, str(error)
-        if wrong:
-            failures.append(Failure(id=example.id, stage="train", reason="too_long", message=wrong))
-        if row is not None:
-            rows.append(row)
+            failures.append(Failure(id=example.id, stage="train", reason="too_long", message=str(error)))
     return rows
 
 
-def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> tuple[Row | None, str]:
-    """What fits of an example, and what is wrong with the rest. Raises ValueError where no prompt of it would fit."""
+def _row(example: Example, encoder: Encoder, most: int, response: int | None) -> Row:
+    """Raises ValueError where nothing fits."""
     said = turns(example.prompt)
     roles = [role for role, _ in said]
     answers = [encoder.answer(text, roles) for text in example.responses]
-    longest = max(map(len, answers))
-    if response is not None and longest > response:
-        wrong = f"a response has more than {response} tokens (data.max_response)"
-    elif longest >= most:
-        wrong = f"a response alone has {most} tokens or more (data.max_tokens)"
-    else:
-        wrong = ""
-    limit = most - 1 if response is None else min(response, most - 1)
-    fits = [at for at, each in enumerate(answers) if len(each) <= limit]
-    pairs = tuple(
-        replace(pair, first=fits.index(pair.first), second=fits.index(pair.second))
-        for pair in example.pairs
-        if pair.first in fits and pair.second in fits
-    )
-    if not fits or (example.pairs and not pairs):
-        return None, wrong
-    kept = tuple(answers[at] for at in fits)
-    prompt, cut = encoder.fitted(said, most - max(map(len, kept)))
-    return Row(example.id, prompt, kept, pairs, cut), wrong and f"{wrong}: {len(fits)} of {len(answers)} are used"
+    room = most - len(encoder.fitted([(role, "") for role in roles], most)[0])
+    limit = room if response is None else min(response, room)
+    fits = {at for at, each in enumerate(answers) if len(each) <= limit}
+    pairs = [pair for pair in example.pairs if {pair.first, pair.second} <= fits]
+    kept = sorted({at for pair in pairs for at in (pair.first, pair.second)}) if example.pairs else sorted(fits)
+    if not kept:
+        longest = max(map(len, answers))
+        if response is not None and longest > response:
+            raise ValueError(f"a response has more than {response} tokens (data.max_response)")
+        if longest >= most:
+            raise ValueError(f"a response alone has {most} tokens or more (data.max_tokens)")
+        raise ValueError("no room is left for the prompt (data.max_tokens)")
+    prompt, cut = encoder.fitted(said, most - max(len(answers[at]) for at in kept))
+    moved = tuple(replace(pair, first=kept.index(pair.first), second=kept.index(pair.second)) for pair in pairs)
+    return Row(example.id, prompt, tuple(answers[at] for at in kept), moved, cut, len(answers) - len(fits))
 
 
 def batch(rows: Sequence[T], size: int, number: int, seed: int) -> list[T]:

@@ -290,6 +290,8 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
         notes.append("no row is held out to evaluate on (a tenth of so few prompts is none; --data.heldout FILE is)")
     if cut := sum(row.cut for side in rows for row in side):
         notes.append(f"{cut} prompts lost their beginning, to fit into {most} tokens (data.max_tokens)")
+    if left := sum(row.left_out for side in rows for row in side):
+        notes.append(f"{left} responses of rows with others were left out as too long (data.max_tokens, max_response)")
     if unusable:
         notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
     if not encoder.templated:

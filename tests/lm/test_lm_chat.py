@@ -107,13 +107,22 @@ def test_prompts_are_cut_where_others_part_from_them(template, before, context, 
         begins = (before, f"{before}{context} 1 - ")
         whole = encoder.encode("judge", f"{before}{context} 1 - {after}", answer)
         cuts = encoder.cuts(whole, "judge", begins, answer)
-        assert list(cuts) == sorted({each for each in cuts if 0 < each < len(whole)})
+        assert list(cuts) == sorted({each for each in cuts if 0 <= each < len(whole)})
         return [whole[a:b] for a, b in pairwise((0, *cuts, len(whole)))]
 
     one, swapped, other = cut(context, first + second), cut(context, second + first), cut(f"{context}!", first)
     assert one[0] == swapped[0] == other[0]
     assert one[1] == swapped[1]
     assert len(one) == 3
+
+
+def test_a_rationale_stands_apart_from_its_question():
+    encoder = Encoder(made(CHATML))
+    begins, rationale = ("", "What is a tree?"), "A plant with a trunk. " * 20
+    for answer in (rationale, f"{rationale}Best="):
+        whole = encoder.encode("judge", "What is a tree? A plant.", answer)
+        question = encoder.encode("judge", "What is a tree? A plant.", "")
+        assert encoder.cuts(whole, "judge", begins, answer)[-1] == len(question)
 
 
 def test_added_tokens_that_are_not_special_stay_text():

@@ -6,7 +6,8 @@ import torch
 
 from data.tables import batched
 from lm import decoder, plain
-from lm.options import KEPT, Options
+from lm import options as module
+from lm.options import Options
 from lm.rows import common_prefix
 from lm.strings import Ask
 
@@ -68,16 +69,17 @@ def test_what_a_job_begins_with_is_computed_once(tiny_llama, monkeypatch):
     monkeypatch.setattr(
         decoder, "encode_prefix", lambda model, tokens: encoded.append(tokens) or original(model, tokens)
     )
+    monkeypatch.setattr(module, "KEPT", 160)  # four of them
     options = Options(tiny_llama)
     calls = [sequences(2, 1), sequences(2, 4), sequences(3, 2), sequences(2, 1)]
     for prompts in calls:
         found = options.log_probabilities(asks(prompts))
         assert [v for (v,) in found] == pytest.approx([brute(tiny_llama, each, (3,)) for each in prompts], abs=1e-5)
     assert encoded == [calls[0][0][:40], calls[2][0][:40]]
-    for seed in range(20, 20 + KEPT):  # others push it out
+    for seed in range(20, 24):  # others push it out
         options.log_probabilities(asks(sequences(seed, 1)))
     options.log_probabilities(asks(calls[0]))
-    assert len(encoded) == 2 + KEPT + 1
+    assert len(encoded) == 2 + 4 + 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -133,7 +135,7 @@ def test_other_architectures_go_through_their_own_forward():
     model = GPT2LMHeadModel(GPT2Config(vocab_size=211, n_embd=32, n_layer=2, n_head=2, n_positions=128)).eval()
     assert not decoder.supports(model)
     prompts = sequences(6, 2, shared=10, text=5, tail=4)
-    found = Options(model).log_probabilities(asks(prompts))
+    found = Options(model).log_probabilities(asks(prompts, shared=10))
     assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
 
 
@@ -171,6 +173,40 @@ def test_scores_too_large_for_exp_are_computed_again_with_a_maximum(tiny_llama):
     assert [v for (v,) in found] == pytest.approx([brute(loud, p, (3,)) for p in prompts], abs=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scores_too_large_for_exp_do_not_change_the_numbers_beside(tiny_llama, dtype):
+    """One token, 5, attends to itself so hard that only a pass with the maximum taken off can tell."""
+    model = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 0] = 0
+        model.model.embed_tokens.weight[5] = torch.eye(len(model.model.embed_tokens.weight[5]))[0]
+        for each in (model.model.layers[0].self_attn.q_proj, model.model.layers[0].self_attn.k_proj):
+            each.weight[:, 0] = 9.0
+    model = model.to(dtype)
+    quiet = asks(sequences(16, 6))
+    (loud,) = asks([(*sequences(16, 1)[0], 5, 5, 5)])
+    alone = Options(model).log_probabilities(quiet)
+    *beside, told = Options(model).log_probabilities([*quiet, loud])
+    near = {"abs": 0.0 if dtype == torch.bfloat16 else 5e-6, "rel": 0.0}
+    assert [v for (v,) in beside] == pytest.approx([v for (v,) in alone], **near)
+    assert told == pytest.approx(Options(model).log_probabilities([loud])[0], **near)
+    if dtype == torch.float32:
+        assert told == pytest.approx([brute(model, loud.prompt, (3,))], abs=1e-4)
+
+
+def test_cuts_rise_within_their_prompt():
+    for cuts in ((0,), (1, 2), (0, 1)):
+        assert sum(map(len, Ask((1, 2, 3), ONE, cuts).parts)) == cuts[-1]
+    for cuts in ((3,), (2, 2), (2, 1), (-1, 1)):
+        with pytest.raises(ValueError, match="do not rise within 3 tokens"):
+            Ask((1, 2, 3), ONE, cuts)
+
+
+def test_nothing_asked_is_nothing_answered(tiny_llama):
+    assert Options(tiny_llama).log_probabilities([]) == []
+    assert Options(tiny_llama).log_probabilities([Ask((1, 2, 3), (), (1,))]) == [[]]
+
+
 def test_nan_weights_come_back_as_nan(tiny_llama):
     broken = copy.deepcopy(tiny_llama)
     with torch.no_grad():
@@ -198,7 +234,7 @@ def test_models_that_change_their_logits_are_asked_for_them(family):
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     assert not decoder.supports(model)
     prompts = sequences(12, 2, shared=10, text=5, tail=4)
-    found = Options(model).log_probabilities(asks(prompts))
+    found = Options(model).log_probabilities(asks(prompts, shared=10))
     assert [v for (v,) in found] == pytest.approx([brute(model, p, (3,)) for p in prompts], abs=1e-5)
 
 

@@ -514,3 +514,19 @@ def test_a_caller_who_hangs_up_and_asks_again_gets_the_answer_of_the_first_try(p
 @pytest.mark.parametrize("path", BODIES)
 def test_a_body_is_json_whatever_its_header_says(path, headers):
     assert good(serving(lambda web: web.post(path, BODIES[path]("x"), headers=headers)))
+
+
+def test_a_prompt_that_was_cut_is_told_and_counted():
+    long = "a very long story " * 1000
+
+    async def work() -> None:
+        async with served(Noted(limit=6000)) as web:
+            items = [{"prompt": each, "response": "r"} for each in (long, "short")]
+            told = good(await web.post("/v1/rewards", {"items": items}))["items"]
+            assert [each["truncated"] for each in told] == [True, False]
+            body = {"query": [f"{long}r", "shortr"], "prompts": [long, "short"]}
+            logs = good(await web.post("/get_reward", body))["extra_logs"]
+            assert logs["judge_truncated"] == [1.0, 0.0]
+            assert await web.metric("rlaif_truncated_total") == 2
+
+    asyncio.run(work())

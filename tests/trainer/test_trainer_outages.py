@@ -284,6 +284,15 @@ def test_a_server_that_dies_while_it_is_asked_is_told_of_while_the_run_waits(tmp
         process.join()
 
 
+def test_a_server_that_is_not_there_is_told_of_before_anything_is_sampled(tmp_path, tiny, prompts):
+    words_ = over_http(tiny, prompts, a_port(), 1)
+    words_[words_.index("--model.name") + 1] = "no/such-model"  # which would be the complaint, were it looked for first
+    done = ended(forked(words_, tmp_path), tmp_path)
+    assert done.status == 1
+    assert "no answer for 1 s" in done.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
 @contextmanager
 def serving(port: int, folder: Path) -> Iterator[subprocess.Popen[str]]:
     """`rlaif serve`, as a person starts it, once it answers."""

@@ -30,12 +30,11 @@ def here(tmp_path, tiny):
     """A folder with the examples and the tiny model."""
     shutil.copytree(tiny, tmp_path / "tiny")
     shutil.copytree(PROJECT / "examples", tmp_path / "examples")
-    for name in ("sft", "ppo"):
-        file = tmp_path / f"examples/{name}.toml"
-        text = file.read_text()
-        for old, new in SMALLER.items():
-            text = text.replace(old, new)
-        file.write_text(text)
+    files = [tmp_path / f"examples/{name}.toml" for name in ("sft", "ppo")]
+    for old, new in SMALLER.items():
+        assert any(old in file.read_text() for file in files)
+        for file in files:
+            file.write_text(file.read_text().replace(old, new))
     return tmp_path
 
 

@@ -143,7 +143,7 @@ def test_a_prompt_that_fits_is_whole():
     ("text", "limits", "reason"),
     [
         ("r" * 19, {}, "a response alone has 20 tokens or more (data.max_tokens)"),
-        ("r" * 18, {}, "no room is left for the prompt"),
+        ("r" * 18, {}, "no room is left for the prompt (data.max_tokens)"),
         ("r" * 5, {"response": 5}, "a response has more than 5 tokens (data.max_response)"),
     ],
     ids=["no room", "no room for the template", "too long"],
@@ -156,10 +156,16 @@ def test_a_response_that_does_not_fit_is_a_failure_and_left_out(text, limits, re
 
 def test_of_a_ranking_only_the_response_that_does_not_fit_is_left_out():
     order = (Pair(0, 1), Pair(0, 2, margin=2.0), Pair(0, 3), Pair(1, 2), Pair(1, 3), Pair(2, 3))
-    [row], [failure] = encoded(Example("a", "p", ("one", "r" * 19, "two", "last"), order))
-    assert row.answers == tuple((*map(ord, each), 1) for each in ("one", "two", "last"))
-    assert row.pairs == (Pair(0, 1, margin=2.0), Pair(0, 2), Pair(1, 2))
-    assert failure.message == "a response alone has 20 tokens or more (data.max_tokens): 3 of 4 are used"
+    for size in (18, 19, 40):  # no room for the template, none at all, far too long
+        [row], failures = encoded(Example("a", "p", ("one", "r" * size, "two", "last"), order))
+        assert row.answers == tuple((*map(ord, each), 1) for each in ("one", "two", "last"))
+        assert row.pairs == (Pair(0, 1, margin=2.0), Pair(0, 2), Pair(1, 2))
+        assert (row.left_out, failures) == (1, [])
+
+
+def test_a_response_without_a_pair_that_is_left_costs_nothing():
+    [row], _ = encoded(Example("a", "p", ("one", "two", "r" * 19, "a longer one"), (Pair(0, 1), Pair(2, 3))))
+    assert (len(row.answers), row.pairs) == (2, (Pair(0, 1),))
 
 
 def test_a_ranking_without_a_pair_that_fits_is_left_out():
