@@ -66,7 +66,11 @@ def test_what_cannot_be_done_is_one_line_and_status_1(cli, file: Path, words: tu
         ("in.jsonl", b'{"question": "p", "left": "a", "right": "b"}\n', "--columns prompt=COLUMN,a=COLUMN,b=COLUMN"),
         ("in.parquet", b"PAR1 not really", "cannot be read as parquet"),
         ("in.jsonl.gz", b"not zipped", "cannot be read"),
-        ("in.jsonl.gz", gzip.compress(b'{"prompt": "p", "responses": ["a", "b"]}\n' * 9)[:-9], "cannot be read"),
+        (
+            "in.jsonl.gz",
+            gzip.compress(b'{"prompt": "p", "responses": ["a", "b"]}\n' * 9, mtime=0)[:-9],
+            "cannot be read",
+        ),
         ("in.xlsx", b"x", "unknown format"),
     ],
     ids=lambda each: str(each)[:40],

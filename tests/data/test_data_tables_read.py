@@ -83,10 +83,10 @@ CSV_ROWS = [
 
 TEXTS = [
     ("t.csv", CSV.encode()),
-    ("t.csv.gz", gzip.compress(CSV.encode())),
+    ("t.csv.gz", gzip.compress(CSV.encode(), mtime=0)),
     ("bom.csv", b"\xef\xbb\xbf" + CSV.encode()),
     ("t.json", json.dumps(CSV_ROWS).encode()),
-    ("t.json.gz", gzip.compress(json.dumps(CSV_ROWS, indent=1).encode())),
+    ("t.json.gz", gzip.compress(json.dumps(CSV_ROWS, indent=1).encode(), mtime=0)),
     ("bom.json", b"\xef\xbb\xbf" + json.dumps(CSV_ROWS).encode()),
     ("t.ndjson", "\n".join(map(json.dumps, CSV_ROWS)).encode()),
     ("bom.jsonl", b"\xef\xbb\xbf" + "\r\n".join(map(json.dumps, CSV_ROWS)).encode()),
@@ -159,12 +159,12 @@ def test_what_is_no_object_in_an_array_is_a_bad_row(tmp_path):
     assert (second.number, second.row) == (2, BadRow("expected a JSON object, got int"))
 
 
-CORRUPT = gzip.compress(b'{"a": 1}\n' * 99)
+CORRUPT = gzip.compress(b'{"a": 1}\n' * 99, mtime=0)
 CORRUPT = CORRUPT[:10] + b"\x07" + CORRUPT[11:]  # a block type that deflate does not have
 UNREADABLE = [
     ("empty.jsonl", "", "the file is empty"),
     ("blank.jsonl", "\n \n", "no rows in it"),
-    ("empty.jsonl.gz", gzip.compress(b""), "no rows in it"),
+    ("empty.jsonl.gz", gzip.compress(b"", mtime=0), "no rows in it"),
     ("none.json", "[]", "no rows in it"),
     ("header.csv", "a,b\n", "no rows in it"),
     ("rows.txt", "a", "unknown format; expected .jsonl"),
@@ -177,7 +177,7 @@ UNREADABLE = [
     ("number.json", '[{"a": ' + "1" * 5000 + "}]", "digits"),
     ("latin.json", b'[{"a": "\xe9"}]', "not UTF-8"),
     ("plain.jsonl.gz", '{"a": 1}', "cannot be read: Not a gzipped file"),
-    ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99)[:-9], "cannot be read"),
+    ("cut.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 99, mtime=0)[:-9], "cannot be read"),
     ("corrupt.jsonl.gz", CORRUPT, "cannot be read"),
     ("semicolons.csv", "a;b\n1;2\n", "separated by ';'"),
     ("latin.csv", b"a,b\n\xe9,2\n", "not UTF-8"),
