@@ -149,7 +149,7 @@ LONG = [{**row, "responses": ["a " * 300, "b " * 299]} for row in tiny_runs.comp
         ),
         ("--model.lora-dropout 0.1", "model.lora_* say how adapters are made, but model.lora is 0"),
         ("--model.freeze 3", "model.freeze 3: the model has 3 layers; leave at least one to train"),
-        ("--optim.lr 0", "optim.lr 0: expected more than 0"),
+        ("--optim.lr -1", "optim.lr -1: expected more than 0"),
         ("--optim.warmup 1", "optim.warmup and optim.floor are parts of a whole"),
         ("--run.keep 0", "run.keep must be at least 1"),
         ("--algorithm.margins column", "algorithm.margins = 'column' needs a column `margin`; no row has one"),
