@@ -37,7 +37,9 @@ def steps(path: Path) -> list[list[str]]:
         raise RlaifError(
             f'{path}: {place}: {first["msg"]}; a recipe is [[step]] tables, each with run = "..."'
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise FileError(f"{path}: {(error.strerror or str(error)).lower()}; expected a recipe, a TOML file") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise FileError(f"{path}: cannot be read as TOML: {error}") from None
     return [_words(path, at, each.run) for at, each in enumerate(found.step, 1)]
 

@@ -78,6 +78,9 @@ class Data:
     """For ppo with ptx: what sft takes, kept likely meanwhile."""
 
     def __post_init__(self) -> None:
+        for name in ("labels", "heldout", "heldout_labels", "columns", "pretrain"):
+            if getattr(self, name) == "":  # takes back what a file says
+                object.__setattr__(self, name, None)
         if self.max_tokens < 8:
             raise TrainingError(f"data.max_tokens {self.max_tokens}: expected at least 8")
         if self.limit is not None and self.limit < 1:
@@ -116,8 +119,10 @@ class Optim:
             0 <= each < 1 for each in self.betas
         ):
             raise TrainingError("optim.clip and optim.weight_decay must not be negative; optim.betas lie in [0, 1)")
-        if self.batch < 1 or (self.steps is not None and self.steps < 1) or not 0 < self.epochs < math.inf:
-            raise TrainingError("optim.batch, optim.steps and optim.epochs must be more than 0")
+        for name in ("batch", "steps", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise TrainingError(f"optim.{name} {value:g}: expected more than 0")
         if not (0 <= self.warmup < 1 and 0 <= self.floor <= 1):
             raise TrainingError("optim.warmup and optim.floor are parts of a whole: expected 0 to 1")
 

@@ -132,6 +132,7 @@ class _Course:
     ) -> None:
         assert config.rollout is not None
         self._config, self._built, self._rollout = config, built, config.rollout
+        self._rewarding = "" if config.reward is None else ", ".join(config.reward.of)
         self._players, self._trained, self._prompts = players, trained, prompts
         self._writer, self._ask, self._interval, self._tell = writer, ask, interval, tell
         self._optimizer = adamw(trained, config.optim)
@@ -195,8 +196,8 @@ class _Course:
         if not rewards:
             known.forget(number)
             raise TrainingError(
-                f"round {number}: no response has a reward (None, or not a number); the last checkpoint stays, and"
-                " --resume asks about this round again"
+                f"round {number}: no response has a reward (None, or not a number) from {self._rewarding}; the last"
+                " checkpoint stays, and --resume asks about this round again"
             )
         made = self._method.prepare(number, groups)
         self._drifted(number, made.metrics, groups)
@@ -280,7 +281,9 @@ class _Course:
             return
         groups = [each for each in self._sample(self._prompts.heldout, LOOK, None) if each.rewarded]
         if not groups and number == 0:
-            raise TrainingError("no held-out response has a reward (None, or not a number); the last checkpoint stays")
+            raise TrainingError(
+                f"no held-out response has a reward (None, or not a number) from {self._rewarding}: nothing was begun"
+            )
         if not groups:
             self._seen = (None, {})
             self._tell(f"round {number} of {self._rounds}: no held-out response has a reward: there is nothing to see")

@@ -106,6 +106,11 @@ def _opened(name: str, elsewhere: Opener, device: str) -> Rewards:
     module, colon, function = name.partition(":")
     if found is None and colon and module.replace(".", "").isidentifier() and function.isidentifier():
         found = _function(module, function)
+    if found is None and colon and "/" not in name and name.partition(":")[2].isidentifier():
+        raise TrainingError(
+            f"reward.of {name}: there is no module {module} in this folder or installed, and no labeler of that name"
+            " (`rlaif models`)"
+        )
     if found is None:
         raise TrainingError(
             f"reward.of {name}: expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION that can be imported, or a"
@@ -187,8 +192,8 @@ def _asked(
                 raise _failed(name, error) from error
             if time.monotonic() >= end or patience.stopped.is_set():
                 raise TrainingError(
-                    f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? The last"
-                    " checkpoint stays; --resume goes on"
+                    f"reward.of {name}: no answer for {patience.seconds:g} s ({error}): is it there? Nothing is"
+                    " lost: --resume goes on from the last checkpoint, or begins"
                 ) from error
             if pause == 2 * FIRST:  # once, and not of a connection that only broke
                 patience.tell(

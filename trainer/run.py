@@ -291,7 +291,9 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
     if cut := sum(row.cut for side in rows for row in side):
         notes.append(f"{cut} prompts lost their beginning, to fit into {most} tokens (data.max_tokens)")
     if left := sum(row.left_out for side in rows for row in side):
-        notes.append(f"{left} responses of rows with others were left out as too long (data.max_tokens, max_response)")
+        notes.append(
+            f"{left} responses of rows with others were left out as too long (data.max_tokens, data.max_response)"
+        )
     if unusable:
         notes.append("rows that teach nothing: " + ", ".join(f"{n} x {why}" for why, n in unusable.items()))
     if not encoder.templated:
@@ -339,8 +341,10 @@ def _title(config: Config) -> str:
 def _facts(config: Config, built: Built, taught: Teaching, version: str) -> dict[str, str]:
     facts = {"trained from": built.loaded.identity, "data": config.data.train, "data digest": taught.digest}
     facts |= {"rows": f"{len(taught.train)}, and {len(taught.heldout)} held out", "rated by": taught.rater}
-    if taught.unusable:
-        facts["left out"] = ", ".join(f"{count} x {reason}" for reason, count in taught.unusable.items())
+    left = sum(row.left_out for row in (*taught.train, *taught.heldout))
+    out = {**taught.unusable, **({"a response is too long, its row's others are used": left} if left else {})}
+    if out:
+        facts["left out"] = ", ".join(f"{count} x {reason}" for reason, count in out.items())
     return {**facts, "made with": f"rlaif-service {version}"}
 
 

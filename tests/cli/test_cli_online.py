@@ -107,7 +107,7 @@ def test_a_reward_model_is_reward_and_rater(cli, tiny, prompts, tmp_path):
         (("--reward.of", "tests.trainer.taste:nothing"), "no held-out response has a reward"),
         (("--reward.of", "tests.trainer.taste:broken"), "RuntimeError: the judge is out"),
         (("--reward.of", "tests.trainer.taste:nobody"), "tests.trainer.taste has no function nobody"),
-        (("--reward.of", "no_such_module:judge"), "expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION"),
+        (("--reward.of", "no_such_module:judge"), "no module no_such_module in this folder or installed"),
         (("--reward.of", "http://127.0.0.1:9", "--reward.patience", 0), "no answer for 0 s"),
         (("--reward.of", "local:smollm2"), "which question is it asked? Say reward.task"),
         (("--rollout.max-tokens", 255), "leaves no room for a prompt"),

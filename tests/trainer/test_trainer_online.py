@@ -199,7 +199,7 @@ def test_the_reward_rises_on_prompts_that_were_never_seen(tmp_path, taught, prom
         (("--reward.of", "tests.trainer.taste:words"), "'good' is no number; None says that there is no reward"),
         (("--reward.of", "tests.trainer.taste:nobody"), "tests.trainer.taste has no function nobody"),
         (("--reward.of", "tests.trainer.taste:no_function"), "tests.trainer.taste has no function no_function"),
-        (("--reward.of", "no_such_module:judge"), "expected reward:DIR, http://HOST:PORT, MODULE:FUNCTION"),
+        (("--reward.of", "no_such_module:judge"), "no module no_such_module in this folder or installed"),
         (("--reward.of", "reward:nowhere"), "no such model folder"),
         (("--reward.of", "local:smollm2"), "which question is it asked? Say reward.task"),
         (("--reward.of", "http://127.0.0.1:9", "--reward.patience", 0), "no answer for 0 s"),

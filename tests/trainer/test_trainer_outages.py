@@ -117,8 +117,8 @@ def test_a_round_without_any_reward_ends_the_run_which_goes_on_when_the_judge_is
     words = asked(name, tiny, prompts)
     said = stopped(ended(forked(words, tmp_path, SILENT_FROM=str(call)), tmp_path))
     assert said == (
-        f"rlaif: round {silent}: no response has a reward (None, or not a number); the last checkpoint stays, and"
-        " --resume asks about this round again"
+        f"rlaif: round {silent}: no response has a reward (None, or not a number) from judge:rewards; the"
+        " last checkpoint stays, and --resume asks about this round again"
     )
     assert saved(run) == kept
     rounds = [json.loads(line)["round"] for line in (run / "samples.jsonl").read_text().splitlines()]
@@ -162,8 +162,8 @@ def test_a_judge_that_cannot_be_reached_for_good_ends_the_run_which_goes_on_when
     done = ended(forked(words, tmp_path, SILENT_FROM="7", SILENT_AS="unreachable"), tmp_path)
     said = stopped(done)
     assert said == (
-        "rlaif: reward.of judge:rewards: no answer for 1 s (nobody is there): is it there? The last checkpoint stays;"
-        " --resume goes on"
+        "rlaif: reward.of judge:rewards: no answer for 1 s (nobody is there): is it there? Nothing is lost:"
+        " --resume goes on from the last checkpoint, or begins"
     )
     assert "no answer (nobody is there); asked again for 1 s (reward.patience)" in done.err
     rounds = [json.loads(line)["round"] for line in (run / "samples.jsonl").read_text().splitlines()]

@@ -136,7 +136,7 @@ def sampling(algorithm: Sequence[object], model: Path, prompts: Path) -> list[ob
 def test_a_run_that_samples_goes_on_with_another_number_of_processes(tmp_path, tiny, votes, many):
     asked = sampling(("ppo", "--algorithm.critic", "model"), tiny, votes)
     ran(alone, asked, tmp_path / "whole")
-    first, *_ = many[0](asked, tmp_path / "split", fuse=Fuse(5, "metrics.jsonl"))
+    first, *_ = many[0](asked, tmp_path / "split", fuse=Fuse(6, "metrics.jsonl"))
     assert first.status == -signal.SIGKILL
     said = many[1]([*asked, "--resume"], tmp_path / "split")
     assert [each.status for each in said] == [0] * len(said), said[0].err
