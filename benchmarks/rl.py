@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from training import BATCH, CACHE, OLD, PROMPTS, TRL, lengths, now, peak_mib, run, trl_python
+from training import BATCH, CACHE, OLD, PROMPTS, TRL, lengths, run, trl_python
 
 TOKENS = 64
 KINDS = {"rollout": (4, 1), "ppo": (1, 4), "grpo": (4, 1)}
@@ -50,6 +50,7 @@ def device() -> str:
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """This project on a job: in a process of its own, for its memory."""
     import torch
+    from measure import peak_mib
 
     from lm.load import load_trainable
 
@@ -67,6 +68,7 @@ def ours(job: dict[str, Any]) -> dict[str, Any]:
 
 def rollouts(job: dict[str, Any], model: Any) -> list[float]:
     import torch
+    from measure import now
 
     from lm.sample import Draw, write
 
@@ -88,6 +90,7 @@ def rollouts(job: dict[str, Any], model: Any) -> list[float]:
 def rounds(job: dict[str, Any], loaded: Any) -> list[float]:
     """What a run does in a round: sample, reward, ask critic and reference, learn."""
     import torch
+    from measure import now
 
     from lm.branches import Actor, Scores, Values
     from lm.load import load_trainable

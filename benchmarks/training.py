@@ -87,6 +87,7 @@ def theirs(kind: str, rows: list[dict[str, list[int]]]) -> list[dict[str, list[i
 def ours(job: dict[str, Any]) -> dict[str, Any]:
     """This project on a job: in a process of its own, for its memory."""
     import torch
+    from measure import now, peak_mib
 
     from lm.branches import LogProbabilities, Scores
     from lm.load import load_trainable
@@ -179,31 +180,12 @@ def kwise(folder: str) -> float:
     return separate / together
 
 
-def now() -> float:
-    """Once the GPU has done what it was given."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def multiplied(model: Any) -> int:
     """The parameters that each token is multiplied with: an embedding is only looked up, unless it is the head too."""
     looked_up = model.get_input_embeddings().weight
     head = model.get_output_embeddings()
     idle = 0 if head is not None and head.weight is looked_up else looked_up.numel()
     return sum(each.numel() for each in model.parameters()) - idle
-
-
-def peak_mib() -> float:
-    """MiB of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def trl_python(version: str) -> Path:

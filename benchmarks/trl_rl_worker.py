@@ -2,7 +2,8 @@
 
     .bench/trl-1.12.0/bin/python benchmarks/trl_rl_worker.py JOB.json
 
-Runs in a venv that has TRL, so it imports nothing from this project. JOB says `kind` (ppo, grpo, generate), `folder`,
+Runs in a venv that has TRL, so it imports nothing from this project but measure.py. JOB says `kind` (ppo, grpo,
+generate), `folder`,
 `prompts` (tokens), `samples` of each, `tokens` of each response, `epochs`, `rounds`, `warmup`, `dtype`, `threads`.
 Responses have exactly `tokens` tokens, so that both sides write and learn the same amount. The last line printed is
 `RESULT {json}`. A round runs from one `on_step_end` to the next: sampling, rewards, the reference, all epochs.
@@ -13,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no telemetry either
 
 import torch
 from datasets import Dataset
+from measure import now, peak_mib
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -32,21 +33,6 @@ from transformers import (
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def peak_mib() -> float:
-    """Of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
-    if DEVICE == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def now() -> float:
-    """Once the GPU has done what it was given."""
-    if DEVICE == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Clock(TrainerCallback):

@@ -2,7 +2,8 @@
 
     .bench/trl-1.16.0/bin/python benchmarks/trl_worker.py JOB.json
 
-Runs in a venv that has TRL, so it imports nothing from this project. JOB says `kind` (dpo, reward, sft), `folder`,
+Runs in a venv that has TRL, so it imports nothing from this project but measure.py. JOB says `kind` (dpo, reward, sft),
+`folder`,
 `rows` (tokenised: dpo prompt_ids, chosen_ids, rejected_ids; reward chosen_ids, rejected_ids; sft input_ids,
 completion_mask), `batch`, `steps`, `warmup`, `dtype`, `precompute`, `beta` and `threads`. The rows are taken in their
 order, from the start again when they run out. The last line printed is `RESULT {json}`.
@@ -26,18 +27,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no telemetry either
 
 import torch
 from datasets import Dataset
+from measure import now, peak_mib
 from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
 FLAGS = ("gradient_checkpointing", "precompute_ref_log_probs", "padding_free", "bf16", "loss_type", "optim")
-
-
-def peak_mib() -> float:
-    """Of the GPU, or of this process alone: the kernel's ru_maxrss is handed down by a larger parent."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class TokenisedDPO(DPOTrainer):
@@ -55,13 +49,6 @@ class TokenisedDPO(DPOTrainer):
         found = super().compute_ref_log_probs(model, inputs)
         self.precompute_seconds += time.perf_counter() - started
         return found
-
-
-def now() -> float:
-    """Once the GPU has done what it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 class Clock(TrainerCallback):

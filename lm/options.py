@@ -44,10 +44,7 @@ class Options:
         Where one option's tokens begin another's ("1" and "10" in two tokens), the probability of going on is taken
         from the shorter one. Several variants of an option add up. NaN comes back as NaN.
         """
-        wanted: dict[Tokens, set[int]] = {}
-        for ask in asks:
-            for sequence, tokens in strings.places(ask).items():
-                wanted.setdefault(sequence, set()).update(tokens)
+        wanted = strings.places(asks)
         known: dict[tuple[Tokens, int], float] = {}
         passes = self._shared(asks) if decoder.supports(self._model) else self._plain(list(wanted))
         for sequences, read in passes:
@@ -84,7 +81,7 @@ def _bundles(asks: Sequence[Ask]) -> dict[Tokens, list[Bundle]]:
         first, *parts = ask.parts or ((),)
         same = known.setdefault(first, {})
         before = same[ask.prompt].sequences if ask.prompt in same else ()
-        same[ask.prompt] = Bundle(tuple(parts), (*before, *strings.places(ask)))
+        same[ask.prompt] = Bundle(tuple(parts), (*before, *strings.places([ask])))
     return {first: [each for each in same.values() if each.sequences] for first, same in known.items()}
 
 

@@ -35,12 +35,13 @@ class Ask:
         return tuple(self.prompt[a:b] for a, b in pairwise((0, *self.cuts)))
 
 
-def places(ask: Ask) -> dict[Tokens, set[int]]:
+def places(asks: Iterable[Ask]) -> dict[Tokens, set[int]]:
     """The sequences after which log-probabilities are needed, and of which tokens."""
     found: dict[Tokens, set[int]] = {}
-    for tokens in _all(ask.variants):
-        for depth, token in enumerate(tokens):
-            found.setdefault(ask.prompt + tokens[:depth], set()).add(token)
+    for ask in asks:
+        for tokens in _all(ask.variants):
+            for depth, token in enumerate(tokens):
+                found.setdefault(ask.prompt + tokens[:depth], set()).add(token)
     return found
 
 

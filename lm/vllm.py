@@ -33,11 +33,7 @@ class Vllm:
         self.tokenizer = model.get_tokenizer()
 
     def log_probabilities(self, asks: Sequence[Ask]) -> list[list[float]]:
-        places: dict[Tokens, set[int]] = {}
-        for ask in asks:
-            for sequence, tokens in strings.places(ask).items():
-                places.setdefault(sequence, set()).update(tokens)
-        known = self._look_up(places)
+        known = self._look_up(strings.places(asks))
         return [strings.complete(ask, known) for ask in asks]
 
     def _look_up(self, places: Mapping[Tokens, set[int]]) -> dict[tuple[Tokens, int], float]:

@@ -282,7 +282,8 @@ class _Course:
         groups = [each for each in self._sample(self._prompts.heldout, LOOK, None) if each.rewarded]
         if not groups and number == 0:
             raise TrainingError(
-                f"no held-out response has a reward (None, or not a number) from {self._rewarding}: nothing was begun"
+                f"no held-out response has a reward (None, or not a number) from {self._rewarding};"
+                " nothing is learned yet"
             )
         if not groups:
             self._seen = (None, {})

@@ -106,7 +106,7 @@ def _opened(name: str, elsewhere: Opener, device: str) -> Rewards:
     module, colon, function = name.partition(":")
     if found is None and colon and module.replace(".", "").isidentifier() and function.isidentifier():
         found = _function(module, function)
-    if found is None and colon and "/" not in name and name.partition(":")[2].isidentifier():
+    if found is None and "/" not in name and function.isidentifier():
         raise TrainingError(
             f"reward.of {name}: there is no module {module} in this folder or installed, and no labeler of that name"
             " (`rlaif models`)"
