@@ -2,7 +2,8 @@
 
     python benchmarks/server.py [--json] [--requests N] [--callers N] [--vllm PYTHON|none]
 
-A stand-in model takes 20 ms for a batch of up to 32 responses: 1,600 a second at best. 512 callers, each a request of
+A stand-in model takes 20 ms for a batch of up to 32 responses, one batch after another in a thread, as an engine does:
+1,600 a second at best. 512 callers, each a request of
 one response at a time, from a process of their own; the server's memory after a third of them and at the end. Then the
 same for answers that are known.
 
@@ -31,6 +32,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -49,14 +51,27 @@ def serve(port: int, url: str | None, record: str) -> None:
     import uvicorn
 
     gc.set_threshold(100_000, 50, 100)  # as the commands of rlaif.py do
-    from labeler.backend import Backend
+    from labeler.backend import Backend, Choose, Failed, Likelihoods
     from labeler.fake import RULES, FakeBackend
     from labeler.openai import open_openai
     from labeler.options import Limits
     from labeler.server.options import Listening, Rewarding
     from labeler.server.serving import Model, build
 
-    backend: Backend = FakeBackend("fake:noise", RULES["noise"], rows=ROWS, seconds=SECONDS)
+    class Engine(FakeBackend):
+        """Computes one call after another, whoever else waits."""
+
+        one = Lock()
+
+        async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
+            await asyncio.to_thread(self._compute)
+            return await super().likelihoods(requests)
+
+        def _compute(self) -> None:
+            with self.one:
+                time.sleep(SECONDS)
+
+    backend: Backend = Engine("fake:noise", RULES["noise"], rows=ROWS)
     if url is not None:
         asked = open_openai(SMALL, base_url=f"{url}/v1", key=None, limits=Limits(), price=None)
         asked._transport = Recorded(asked._transport, Path(record))  # noqa: SLF001

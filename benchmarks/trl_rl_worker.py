@@ -32,6 +32,9 @@ from transformers import (
     TrainerCallback,
 )
 
+PASSES = 2
+"""Of an update of PPO."""
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -68,7 +71,7 @@ def ppo(job: dict[str, Any], output: str, clock: Clock) -> None:
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     count = len(job["prompts"])
     config = PPOConfig(
-        per_device_train_batch_size=count,
+        per_device_train_batch_size=count // PASSES,  # with all rows at once 24 GB may not be enough
         num_ppo_epochs=job["epochs"],
         num_mini_batches=1,
         total_episodes=count * (job["warmup"] + job["rounds"]),
@@ -77,7 +80,7 @@ def ppo(job: dict[str, Any], output: str, clock: Clock) -> None:
         num_sample_generations=0,
         temperature=1.0,
         kl_coef=0.05,
-        **common(job, output),
+        **{**common(job, output), "gradient_accumulation_steps": PASSES},
     )
 
     def scored() -> Any:

@@ -168,6 +168,7 @@ def _no_shape(source: str, shapes: Sequence[Shape], what: str, seen: Sequence[Nu
         f"{source}: cannot be read as {what}: it has the columns {', '.join(found[:12])}; expected {expected}; "
         "for others name them: --columns prompt=COLUMN,"
         + {"comparisons": "a=COLUMN,b=COLUMN,human=COLUMN", "responses": "response=COLUMN"}.get(what, "id=COLUMN")
+        + " (in training: --data.columns)"
     )
 
 

@@ -118,8 +118,9 @@ class Backend(Protocol):
 
     `name` is what the user called it; `identity` also changes with its weights and goes into digests. A call carries
     about `rows` rows of a job, and `calls` of them run at a time: large batches for a local engine, many small ones for
-    a remote one. `price` is None where none is known. `logprobs` says that it tells likelihoods; where it does not,
-    only `texts` may be asked (labeler/ladder.py makes likelihoods of them). `samples` of one prompt are one request, so
+    a remote one. One call more than `calls` may be made ahead: what of it can be got ready is, and it waits its turn.
+    `price` is None where none is known. `logprobs` says that it tells likelihoods; where it does not, only `texts` may
+    be asked (labeler/ladder.py makes likelihoods of them). `samples` of one prompt are one request, so
     that its tokens are paid for once.
     """
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -63,6 +63,11 @@ class Finished:
         details += [f"{done.repeats} repeated rows counted once"] if done.repeats else []
         details += [f"${self.meter.usage.usd:.4f}"] if self.meter.usage.usd else []
         lines[0] += ": " + ", ".join(details)
+        if done.left_out:
+            lines.append(
+                f"{done.left_out} answers of an earlier run, to rows that were not read now, stay in"
+                f" {journal_path(self.out)} and are not in {self.out.name}"
+            )
         if done.other_jobs:
             lines.append(
                 f"{done.other_jobs} other job(s) stay in {journal_path(self.out)}; {self.out.name} has this one's rows"
@@ -96,8 +101,8 @@ def execute(
                 " them, --fresh forgets them"
             )
         started = time.perf_counter()
-        with _bar(total, how.limit, asker.meter) as bar:
-            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
+        with _bar(total, how.limit, asker.meter) as bar, asyncio.Runner(loop_factory=_event_loop()) as runner:
+            outcome = runner.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -106,6 +111,15 @@ def execute(
     finally:
         journal.close()
     return Finished(outcome, asker.meter, seconds, job.out)
+
+
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    """uvloop's: a job of many small requests spends much of its time in the event loop."""
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # as on Windows
+        from asyncio import new_event_loop
+    return new_event_loop
 
 
 def _asker(compile_task: Compile, job: Job) -> Asker:

@@ -21,7 +21,6 @@ from lm.sample import Draw, Written
 from lm.strings import Ask
 from prompts.render import Prompt
 
-Q = TypeVar("Q")
 A = TypeVar("A")
 
 ROOM = 4
@@ -52,10 +51,10 @@ class InProcess:
         self._one = Lock()  # a cancelled call's thread runs to its end; the next one waits for it
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await asyncio.to_thread(self._alone, self._likelihoods, requests)
+        return await asyncio.to_thread(self._likelihoods, requests)
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await asyncio.to_thread(self._alone, self._texts, requests)
+        return await asyncio.to_thread(self._texts, requests)
 
     def overflow(self, request: Choose | Write) -> int:
         room = self._context - (request.max_tokens if isinstance(request, Write) else ROOM)
@@ -72,11 +71,14 @@ class InProcess:
         return len(self._encode(_asked(request) if isinstance(request, Write) else request.prompt))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._alone, lambda _: self._engine.close(), ())
+        await asyncio.to_thread(self._alone, self._engine.close)
 
-    def _alone(self, verb: Callable[[Q], A], requests: Q) -> A:
+    def _alone(self, compute: Callable[[], A]) -> tuple[A | Failed, float]:
+        """What the engine says, and its seconds. One call computes; the prompts of the next are encoded meanwhile."""
         with self._one:
-            return verb(requests)
+            started = time.perf_counter()
+            found = _caught(compute)
+            return found, time.perf_counter() - started
 
     def _encode(self, prompt: Prompt) -> Tokens:
         return self._encoder.encode(prompt.system, prompt.user, prompt.answer)
@@ -88,12 +90,11 @@ class InProcess:
         return Ask(tokens, self._encoder.continuations(prompt.answer, request.options), cuts)
 
     def _likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        started = time.perf_counter()
         asks = [self._ask(each) for each in requests]
-        found = _caught(lambda: self._engine.log_probabilities(asks))
+        found, seconds = self._alone(lambda: self._engine.log_probabilities(asks))
         if isinstance(found, Failed):
             return [found for _ in requests]
-        share = (time.perf_counter() - started) / max(1, len(requests))
+        share = seconds / max(1, len(requests))
         return [
             Failed("nan", "the model gave NaN in place of log-probabilities")
             if any(math.isnan(value) for value in values)
@@ -102,15 +103,14 @@ class InProcess:
         ]
 
     def _texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        started = time.perf_counter()
         draws = [
             Draw(self._encode(_asked(each)), each.max_tokens, each.temperature, each.top_k, each.seed, each.stop)
             for each in requests
         ]
-        found = _caught(lambda: self._engine.write(draws))
+        found, seconds = self._alone(lambda: self._engine.write(draws))
         if isinstance(found, Failed):
             return [found for _ in requests]
-        share = (time.perf_counter() - started) / max(1, len(requests))
+        share = seconds / max(1, len(requests))
         return [
             Text(each.text, Usage(len(draw.prompt), each.tokens, 0.0, share))
             for draw, each in zip(draws, found, strict=True)

@@ -46,13 +46,15 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job ended with. `rows` distinct rows: labelled now, before, or failed; `repeats` were seen already."""
+    """What a job ended with. `rows` distinct rows: labelled now, before, or failed; `repeats` were seen already, and
+    `left_out` are answers of earlier runs to rows that were not in this run's input."""
 
     rows: int
     answered: int
     resumed: int
     failed: int
     repeats: int
+    left_out: int
     other_jobs: int
 
 
@@ -103,7 +105,9 @@ async def run(
             await window.start(one, waiting)
     if not tally.failed and whole:
         journal.forget_answers()
-    return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, journal.other_jobs())
+    good, others = journal.counts()
+    left_out = good - tally.answered - tally.resumed
+    return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, left_out, others)
 
 
 class _Window:

@@ -97,10 +97,11 @@ class Journal:
         with self._guarded():
             self._db.close()
 
-    def other_jobs(self) -> int:
-        """How many other jobs have results in this file."""
-        query = "SELECT COUNT(DISTINCT digest) FROM results WHERE digest != ?"
-        return int(self._select(query, [self._digest])[0][0])
+    def counts(self) -> tuple[int, int]:
+        """How many good results this job has, of whatever input, and how many other jobs this file has results of."""
+        self.flush()
+        good = dict(self._select("SELECT digest, SUM(ok) FROM results GROUP BY digest", []))
+        return good.pop(self._digest, 0), len(good)
 
     def finished(self, rows: Mapping[str, str]) -> set[str]:
         """Which of these ids have a good result for this very content. Failed rows are asked again."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 from lm.rows import Tokens, common_prefix
@@ -39,6 +40,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._one = Lock()  # tokenizers have settings, which a call may change under another's feet
         self._pieces = _template(tokenizer)
         self._text = lru_cache(maxsize=64)(self._fresh)
         self._frame = lru_cache(maxsize=256)(self._framed)
@@ -156,7 +158,8 @@ class Encoder:
         # A lone surrogate (broken JSON escapes) has no UTF-8 form; a question mark stands for it.
         clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
         pieces = self._broken(clean)
-        encoded = self._tokenizer(pieces, add_special_tokens=False, split_special_tokens=True).input_ids
+        with self._one:
+            encoded = self._tokenizer(pieces, add_special_tokens=False, split_special_tokens=True).input_ids
         return tuple(token for piece in encoded for token in piece)
 
     def _broken(self, text: str) -> list[str]:

@@ -36,6 +36,8 @@ class Teaching:
     heldout: list[Row]
     topics: list[str]
     rater: str
+    judge: str
+    """Who said of the held-out rows which response is better."""
     digest: str
     unusable: dict[str, int]
     failures: list[Failure]
@@ -56,6 +58,7 @@ class Result:
     accuracy: Mapping[str, Any] | None
     rows: int
     heldout_rows: int
+    judge: str
     unusable: int
     failed: int
 
@@ -69,7 +72,8 @@ class Result:
         if self.accuracy is not None:
             low, high = (self.accuracy.get(each) for each in ("low", "high"))
             bounds = f" [{low:.1%}, {high:.1%}]" if low is not None and high is not None else ""
-            lines.append(f"held-out accuracy {self.accuracy['value']:.1%}{bounds}, n {self.accuracy['n']}")
+            told = f"{self.accuracy['value']:.1%}{bounds}, n {self.accuracy['n']}"
+            lines.append(f"held-out accuracy {told}, by {self.judge}")
         lines += [
             f"held-out {name.replace('_', ' ')} {value:.4f}"
             for name, value in self.heldout.items()
@@ -254,6 +258,7 @@ class _Course:
             accuracy=self._interval(found["accuracy"], self._taught.topics) if "accuracy" in found else None,
             rows=len(self._taught.train),
             heldout_rows=len(self._taught.heldout),
+            judge=self._taught.judge,
             unusable=sum(self._taught.unusable.values()),
             failed=len(self._taught.failures),
         )
@@ -303,7 +308,8 @@ def teach(config: Config, learned: tuple[Learned, Learned | None], built: Built)
         )
     topics = _topics(sides[1], rows[1])
     digest = hashed([known.rater, *(f"{row.id} {row.key} {row.pairs}" for side in rows for row in side)])
-    return Teaching(rows[0], rows[1], topics, known.rater, digest, dict(unusable), failures, notes)
+    judge = (apart or known).rater
+    return Teaching(rows[0], rows[1], topics, known.rater, judge, digest, dict(unusable), failures, notes)
 
 
 def _topics(sides: Sequence[Example], rows: Sequence[Row]) -> list[str]:

@@ -135,6 +135,8 @@ class Core:
             return Failure(id=row.id, stage="serve", reason="no_preferences", message=message), False
         found, known = await self.ranker.grade(row, client, patience)
         self.metrics.rewarded(None, found.reason if isinstance(found, Failure) else "model")
+        if isinstance(found, Ranking) and found.truncated:
+            self.metrics.truncated()
         return found, known
 
     async def _one(self, item: Item, client: str, patience: float) -> Reward | Failure:

@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -32,6 +33,10 @@ OPEN = frozenset({"/health", "/ready"})
 
 UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """Answers to a body that was not read to its end: what comes after it on the connection cannot be told apart."""
+
+DISCARDING = 1.0
+"""Seconds in which the rest of a body that is too large is read and thrown away: who still sends it would see the
+connection break before it sees the answer."""
 
 DIGITS = 18
 """Of a length that is worth reading."""
@@ -115,9 +120,8 @@ class Gate:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
         told = dict(scope["headers"]).get(b"content-length", b"0")
-        too_large = 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
         if not told.isdigit() or len(told) > DIGITS or int(told) > self.largest:
-            return too_large
+            return await self._too_large(receive)
         parts: list[bytes] = []
         size = 0
         try:
@@ -129,12 +133,20 @@ class Gate:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > self.largest:
-                        return too_large
+                        return await self._too_large(receive)
                     parts.append(part)
                     if not message.get("more_body"):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             return 408, f"the body did not come within {self.patience:g} s"
+
+    async def _too_large(self, receive: Receive) -> tuple[int, str]:
+        end = time.monotonic() + DISCARDING
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISCARDING):
+                while (await receive()).get("more_body") and time.monotonic() < end:
+                    pass
+        return 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
 
 
 async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Receive) -> tuple[int, bytes] | None:

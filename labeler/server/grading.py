@@ -50,7 +50,8 @@ class _Flight(Generic[Row, Good]):
 
 @dataclass
 class Grader(Generic[Row, Good]):
-    """`ask` is a compiled Scorer or Ranker; `rows` of them go in a call, `calls` at a time.
+    """`ask` is a compiled Scorer or Ranker; `rows` of them go in a call, `calls` at a time. Where calls are of several
+    rows, the prompts of a next full one are made ready while the model still computes, and it begins without a pause.
 
     A row is known by its content, so retries of one request ask the model once. Answers are kept, failures are not.
     Answers whose label mass is below `least_mass` are failures.
@@ -65,6 +66,7 @@ class Grader(Generic[Row, Good]):
     linger: float = LINGER
     _known: OrderedDict[str, Good] = field(default_factory=OrderedDict[str, Good])
     _flying: dict[str, _Flight[Row, Good]] = field(default_factory=dict[str, "_Flight[Row, Good]"])
+    _running: int = 0
     _workers: list[asyncio.Task[None]] = field(default_factory=list[asyncio.Task[None]])
 
     def __post_init__(self) -> None:
@@ -72,7 +74,8 @@ class Grader(Generic[Row, Good]):
 
     def start(self) -> None:
         """In the event loop that will ask."""
-        self._workers = [asyncio.create_task(self._work()) for _ in range(self.calls)]
+        ahead = 1 if self.rows > 1 else 0
+        self._workers = [asyncio.create_task(self._work()) for _ in range(self.calls + ahead)]
 
     async def stop(self) -> None:
         for worker in self._workers:
@@ -114,9 +117,8 @@ class Grader(Generic[Row, Good]):
 
     async def _work(self) -> None:
         while True:
-            taken = await self.queue.take(self.rows, self.linger if self.rows > 1 else 0.0)
-            if not taken:
-                continue
+            taken = await self.queue.take(self.rows, self.linger if self.rows > 1 else 0.0, self._free)
+            self._running += 1
             for flight in taken:
                 flight.begun = True
             self.watch.batch(len(taken))
@@ -125,6 +127,12 @@ class Grader(Generic[Row, Good]):
                 answers = [(await self._answers([each.row]))[0] for each in taken]
             for flight, answer in zip(taken, answers, strict=True):
                 self._settle(flight, answer)
+            self._running -= 1
+            self.queue.wake()
+
+    def _free(self) -> bool:
+        """Whether the model waits for work: then fewer rows than a call can have are asked at once."""
+        return self._running < self.calls
 
     async def _answers(self, rows: Sequence[Row]) -> Sequence[Good | Failure]:
         try:

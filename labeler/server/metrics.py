@@ -34,7 +34,7 @@ class Metrics:
         )  # fmt: skip
         self._hits = Counter("rlaif_cache_hits", "Items whose answer was known.", registry=own)
         self._joined = Counter("rlaif_joined", "Items that waited for the same question's answer.", registry=own)
-        self._truncated = Counter("rlaif_truncated", "Rewards of prompts that were cut to fit.", registry=own)
+        self._truncated = Counter("rlaif_truncated", "Answers to prompts that were cut to fit.", registry=own)
         self._queue = Gauge("rlaif_queue_items", "Items that wait for the model.", registry=own)
         self._flying = Gauge("rlaif_requests_in_flight", "Requests that wait for their answer.", registry=own)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class FairQueue(Generic[T]):
             return False
         self._lines.setdefault(client, OrderedDict())[item] = None
         self._brought.setdefault(item, set()).add(client)
-        self._wake()
+        self.wake()
         return True
 
     def give_up(self, client: str, item: T) -> None:
@@ -40,20 +41,31 @@ class FairQueue(Generic[T]):
                 del self._brought[item]
             self._leave(client, item)
 
-    async def take(self, most: int, linger: float) -> list[T]:
-        """Up to `most` items: waits for the first, then `linger` seconds for company. None where all gave up then."""
-        while not self._brought:
-            taker = asyncio.get_running_loop().create_future()
-            self._takers.append(taker)
-            try:
-                await taker
-            except asyncio.CancelledError:
-                if taker.done() and not taker.cancelled():
-                    self._wake()  # the turn that was given to this one is another's
-                raise
-        if len(self) < most and linger > 0:
+    async def take(self, most: int, linger: float, few: Callable[[], bool]) -> list[T]:
+        """Up to `most` items, at least one. Where `few` says that fewer than `most` will do, waits `linger` seconds for
+        company; else until there are `most`. `wake` has `few` asked again."""
+        while True:
+            while not self._ready(most, few):
+                await self._woken()
+            if len(self) >= most or linger <= 0:
+                break
             await asyncio.sleep(linger)
-        return [self._next() for _ in range(min(most, len(self)))]  # all may have given up meanwhile
+            if self._ready(most, few):  # all may have given up meanwhile
+                break
+        return [self._next() for _ in range(min(most, len(self)))]
+
+    def _ready(self, most: int, few: Callable[[], bool]) -> bool:
+        return len(self) >= most or (len(self) > 0 and few())
+
+    async def _woken(self) -> None:
+        taker = asyncio.get_running_loop().create_future()
+        self._takers.append(taker)
+        try:
+            await taker
+        except asyncio.CancelledError:
+            if taker.done() and not taker.cancelled():
+                self.wake()  # the turn that was given to this one is another's
+            raise
 
     def _next(self) -> T:
         client, line = self._lines.popitem(last=False)
@@ -70,7 +82,8 @@ class FairQueue(Generic[T]):
         if not line:
             del self._lines[client]
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Let one who waits look again."""
         while self._takers:
             taker = self._takers.popleft()
             if not taker.done():

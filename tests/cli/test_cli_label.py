@@ -18,7 +18,7 @@ from labeler import fake
 from labeler.fake import RULES
 
 ASK = ("--task", "helpfulness", "--model", "fake:longer")
-COUNTS = {"rows", "answered", "resumed", "failed", "repeats", "other_jobs", "asked"}
+COUNTS = {"rows", "answered", "resumed", "failed", "repeats", "left_out", "other_jobs", "asked"}
 
 
 def written(path: Path) -> list[dict[str, object]]:
@@ -44,6 +44,7 @@ def test_json_is_one_object_on_standard_output(cli, file: Path):
         "resumed": 0,
         "failed": 0,
         "repeats": 0,
+        "left_out": 0,
         "other_jobs": 0,
         "asked": 10,
     }
@@ -59,6 +60,16 @@ def test_a_second_run_resumes_and_says_so(cli, file: Path, tmp_path: Path):
     assert "5 of 5 rows answered" in again.err
     assert "0 now" in again.err
     assert "5 before" in again.err
+
+
+def test_answers_to_rows_that_a_run_does_not_read_stay_in_the_journal_and_are_told(cli, file: Path, tmp_path: Path):
+    cli("label", file, *ASK, "--out", "o.jsonl")
+    fewer = cli("label", file, *ASK, "--out", "o.jsonl", "--limit", "2")
+    assert "3 answers of an earlier run, to rows that were not read now, stay in o.jsonl.journal" in fewer.err
+    assert len(written(tmp_path / "o.jsonl")) == 2
+    said = cli("label", file, *ASK, "--out", "o.jsonl", "--json").json
+    assert (said["asked"], said["left_out"]) == (0, 0)
+    assert len(written(tmp_path / "o.jsonl")) == 5
 
 
 def test_a_terminal_sees_how_far_the_job_is(cli, file: Path, monkeypatch: pytest.MonkeyPatch):

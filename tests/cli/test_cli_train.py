@@ -272,6 +272,7 @@ def test_without_json_a_person_is_told(cli, words):
     first, second, *_, last = said.out.splitlines()
     assert first.startswith("4 updates on 36 rows; the model is that of update ")
     assert second.startswith("held-out accuracy ")
+    assert second.endswith(", by the votes in the file")
     assert last == "the model: run/model"
 
 

@@ -74,7 +74,7 @@ def test_an_unknown_table_is_refused_with_its_columns_and_what_would_do(lines, o
         FileError, match=f"cannot be read as {what}: it has the columns score, text; expected "
     ) as error:
         opening(path)
-    assert str(error.value).endswith(hint)
+    assert str(error.value).endswith(f"{hint} (in training: --data.columns)")
 
 
 @pytest.mark.parametrize("reader", [comparisons, responses])

@@ -29,6 +29,11 @@ from labeler.server.shaping import reward, scored
 # Turns
 
 
+def at_once() -> bool:
+    """Fewer than a call can have will do."""
+    return True
+
+
 @given(st.lists(st.one_of(st.sampled_from("abcde"), st.integers(1, 6)), max_size=80))
 def test_nobody_starves_and_each_clients_items_come_in_their_order(steps):
     queue: FairQueue[tuple[str, int]] = FairQueue(1000)
@@ -43,7 +48,7 @@ def test_nobody_starves_and_each_clients_items_come_in_their_order(steps):
                 continue
             if not len(queue):
                 continue
-            for client, which in await queue.take(step, 0):
+            for client, which in await queue.take(step, 0, at_once):
                 assert which == waiting[client].pop(0)
                 served_since[client].clear()
                 for other, line in waiting.items():
@@ -61,7 +66,7 @@ def test_who_brings_one_item_does_not_wait_for_who_brings_a_thousand():
         for at in range(1000):
             queue.put("many", f"many {at}")
         queue.put("one", "one")
-        assert "one" in await queue.take(2, 0)
+        assert "one" in await queue.take(2, 0, at_once)
 
     asyncio.run(run())
 
@@ -74,9 +79,9 @@ def test_what_two_brought_is_taken_once_at_the_first_of_their_turns():
         queue.put("many", "both")
         assert queue.put("one", "both")
         assert len(queue) == 10
-        assert await queue.take(2, 0) == ["many 0", "both"]
+        assert await queue.take(2, 0, at_once) == ["many 0", "both"]
         assert len(queue) == 8
-        assert await queue.take(99, 0) == [f"many {at}" for at in range(1, 9)]
+        assert await queue.take(99, 0, at_once) == [f"many {at}" for at in range(1, 9)]
 
     asyncio.run(run())
 
@@ -92,7 +97,7 @@ def test_what_two_brought_stays_until_both_have_given_up():
         queue.give_up("b", "both")
         assert len(queue) == 0
         queue.put("b", "other")
-        assert await queue.take(9, 0) == ["other"]
+        assert await queue.take(9, 0, at_once) == ["other"]
 
     asyncio.run(run())
 
@@ -101,9 +106,9 @@ def test_a_full_queue_takes_no_more_and_has_room_again_when_one_is_taken():
     async def run() -> None:
         queue: FairQueue[int] = FairQueue(2)
         assert [queue.put("a", 1), queue.put("a", 2), queue.put("b", 3)] == [True, True, False]
-        assert await queue.take(1, 0) == [1]
+        assert await queue.take(1, 0, at_once) == [1]
         assert queue.put("b", 3)
-        assert sorted(await queue.take(9, 0)) == [2, 3]
+        assert sorted(await queue.take(9, 0, at_once)) == [2, 3]
 
     asyncio.run(run())
 
@@ -111,7 +116,7 @@ def test_a_full_queue_takes_no_more_and_has_room_again_when_one_is_taken():
 def test_a_taker_that_is_cancelled_leaves_its_turn_to_another():
     async def run() -> None:
         queue: FairQueue[int] = FairQueue(9)
-        first, second = (asyncio.create_task(queue.take(1, 0)) for _ in range(2))
+        first, second = (asyncio.create_task(queue.take(1, 0, at_once)) for _ in range(2))
         await asyncio.sleep(0)
         queue.put("a", 1)
         first.cancel()
@@ -119,6 +124,30 @@ def test_a_taker_that_is_cancelled_leaves_its_turn_to_another():
             assert await second == [1]
         with pytest.raises(asyncio.CancelledError):
             await first
+
+    asyncio.run(run())
+
+
+def test_while_fewer_will_not_do_a_taker_waits_for_all_or_until_they_do():
+    async def run() -> None:
+        queue: FairQueue[int] = FairQueue(9)
+        few = False
+        taken = asyncio.create_task(queue.take(3, 0, lambda: few))
+        queue.put("a", 1)
+        queue.put("a", 2)
+        await asyncio.sleep(0.01)
+        assert not taken.done()
+        queue.put("a", 3)
+        async with asyncio.timeout(5):
+            assert await taken == [1, 2, 3]
+        taken = asyncio.create_task(queue.take(3, 0, lambda: few))
+        queue.put("a", 4)
+        await asyncio.sleep(0.01)
+        assert not taken.done()
+        few = True
+        queue.wake()
+        async with asyncio.timeout(5):
+            assert await taken == [4]
 
     asyncio.run(run())
 
@@ -247,7 +276,26 @@ def test_one_client_with_much_does_not_hold_up_another():
         await asyncio.gather(*tasks)
 
     running(asked, work, rows=2)
-    assert "single" in asked.texts[:4]
+    assert "single" in asked.texts[:6]  # one call was running, and the next one was ready
+
+
+def test_while_the_model_computes_a_full_call_is_made_ready_and_no_smaller_one():
+    asked = Asked(held=True)
+
+    async def work(it: Any) -> list[int]:
+        tasks = [asyncio.create_task(it.grade(row("first"), "a", 20))]
+        await asked.begun.wait()
+        seen: list[int] = []
+        for text in "abcde":
+            tasks.append(asyncio.create_task(it.grade(row(text), "a", 20)))
+            await asyncio.sleep(0.01)
+            seen.append(len(asked.batches))
+        asked.let.set()
+        await asyncio.gather(*tasks)
+        return seen
+
+    assert running(asked, work, rows=4) == [1, 1, 1, 2, 2]
+    assert [len(each) for each in asked.batches] == [1, 4, 1]
 
 
 def test_after_its_patience_a_question_is_a_failure_and_its_answer_is_kept_for_the_retry():

@@ -528,5 +528,9 @@ def test_a_prompt_that_was_cut_is_told_and_counted():
             logs = good(await web.post("/get_reward", body))["extra_logs"]
             assert logs["judge_truncated"] == [1.0, 0.0]
             assert await web.metric("rlaif_truncated_total") == 2
+            items = [{"prompt": each, "responses": ["r", "s"]} for each in (long, "short")]
+            told = good(await web.post("/v1/preferences", {"items": items}))["items"]
+            assert [each["truncated"] for each in told] == [True, False]
+            assert await web.metric("rlaif_truncated_total") == 3
 
     asyncio.run(work())

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from http.client import HTTPConnection
+from itertools import repeat
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ import rlaif
 from labeler.backend import BackendError
 from labeler.fake import RULES
 from labeler.server import app as pages
-from labeler.server import connections, serving
+from labeler.server import connections, gate, serving
 from labeler.server.gate import Gate
 from labeler.server.metrics import Metrics
 from labeler.server.options import Listening
@@ -236,17 +237,30 @@ def test_a_length_that_is_too_large_or_none_is_refused_before_the_body(told):
     assert reply.status == 413
 
 
-def test_a_chunked_body_is_counted_as_it_comes():
+@pytest.mark.parametrize("unended", [False, True])
+def test_a_chunked_body_is_counted_as_it_comes(unended):
     async def work(web: Web) -> Any:
         whole = body_of(LARGEST)
         fits = [whole[at : at + 100_000] for at in range(0, len(whole), 100_000)]
-        larger = iter([b"x" * (LARGEST // 4)] * 100)
-        replies = [await web.post("/v1/rewards", parts=each) for each in (fits, larger)]
-        return [each.status for each in replies], sum(1 for _ in larger)
+        larger = [b"x" * (LARGEST // 4)] * 5
+        return (
+            (await web.post("/v1/rewards", parts=fits)).status,
+            (await web.post("/v1/rewards", parts=larger, unended=unended)).status,
+        )
 
-    assert running(work, listening=SMALL) == ([200, 413], 94), (
-        "the fifth part was one too many, the sixth was on its way"
-    )
+    assert running(work, listening=SMALL) == (200, 413)
+
+
+def test_of_a_body_that_is_too_large_the_rest_is_thrown_away_for_a_moment_so_that_the_answer_is_heard(monkeypatch):
+    monkeypatch.setattr(gate, "DISCARDING", 0.2)
+
+    async def work(web: Web) -> Any:
+        left = iter([b"x" * LARGEST] * 100)
+        status = (await web.post("/v1/rewards", parts=left)).status
+        endless = repeat(b"x" * LARGEST)
+        return status, len(list(left)), (await web.post("/v1/rewards", parts=endless)).status
+
+    assert running(work, listening=SMALL) == (413, 0, 413)
 
 
 def test_a_body_that_does_not_end_is_cut():
