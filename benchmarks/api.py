@@ -10,7 +10,6 @@ stand-in says that it answered every question once.
 - backend: `OpenAIBackend.likelihoods` alone, with the same prompts.
 - bare: 256 loops of aiohttp that send the bodies which the backend makes, and parse the JSON of the answers.
 - bare_unparsed: the same without parsing.
-- bare_uvloop: bare on uvloop, the event loop of our jobs, in place of asyncio's.
 - the peers, each in a venv of its own (.bench), made here, with the best of several settings.
 """
 
@@ -42,7 +41,6 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/provider")]
 
 import aiohttp  # noqa: E402
-import uvloop  # noqa: E402
 from pydantic_core import to_json  # noqa: E402
 from running import Provider, provider  # noqa: E402
 
@@ -181,12 +179,7 @@ def backend(work: Work, taken: Taken) -> None:
     asyncio.run(run())
 
 
-def bare(
-    work: Work,
-    taken: Taken,
-    read: Callable[[bytes], object] = json.loads,
-    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
-) -> None:
+def bare(work: Work, taken: Taken, read: Callable[[bytes], object] = json.loads) -> None:
     left = iter(Path(work.bodies).read_bytes().splitlines())
     headers = {"content-type": "application/json", "authorization": f"Bearer {KEY}"}
 
@@ -201,8 +194,7 @@ def bare(
             with timed(taken):
                 await asyncio.gather(*(loop(session) for _ in range(IN_FLIGHT)))
 
-    with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(run())
+    asyncio.run(run())
 
 
 OWN: dict[str, Callable[[Work, Taken], None]] = {
@@ -210,7 +202,6 @@ OWN: dict[str, Callable[[Work, Taken], None]] = {
     "ours": ours,
     "backend": backend,
     "bare_unparsed": lambda work, taken: bare(work, taken, len),
-    "bare_uvloop": lambda work, taken: bare(work, taken, loop_factory=uvloop.new_event_loop),
 }
 
 
@@ -422,7 +413,6 @@ def result(work: Work, own: Runs, others: dict[str, Runs]) -> dict[str, Any]:
         "conditions": {
             "backend_only_vs_bare_http": times(own["backend"], own["bare"]),
             "vs_bare_http_unparsed": compared["bare_unparsed"],
-            "vs_bare_http_on_uvloop": compared["bare_uvloop"],
             "bare_http": f"aiohttp, {IN_FLIGHT} loops, no connector limit, keep-alive, the same bodies, json.loads",
             **sizes(work),
             "rounds": {name: [round(each.rate, 1) for each in taken] for name, taken in runs.items()},
@@ -454,11 +444,11 @@ def sizes(work: Work) -> dict[str, Any]:
             "words": {"text": TEXT, "response": RESPONSE},
         },
         "rpm_and_tpm": "set too high to matter",
-        "event_loop": "asyncio's for bare and backend, uvloop for the job",
+        "event_loop": "asyncio",
         "gc_threshold": GARBAGE,
         "cpus": os.cpu_count(),
         "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("aiohttp", "pydantic", "polars", "uvloop")},
+        | {name: version(name) for name in ("aiohttp", "pydantic", "polars")},
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -101,8 +101,8 @@ def execute(
                 " them, --fresh forgets them"
             )
         started = time.perf_counter()
-        with _bar(total, how.limit, asker.meter) as bar, asyncio.Runner(loop_factory=_event_loop()) as runner:
-            outcome = runner.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
+        with _bar(total, how.limit, asker.meter) as bar:
+            outcome = asyncio.run(_run(_limited(rows, how.limit), asker, journal, bar, how))
         seconds = time.perf_counter() - started
         write(journal, job.out, kind)
     except KeyboardInterrupt:
@@ -111,15 +111,6 @@ def execute(
     finally:
         journal.close()
     return Finished(outcome, asker.meter, seconds, job.out)
-
-
-def _event_loop() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's: a job of many small requests spends much of its time in the event loop."""
-    try:
-        from uvloop import new_event_loop
-    except ImportError:  # as on Windows
-        from asyncio import new_event_loop
-    return new_event_loop
 
 
 def _asker(compile_task: Compile, job: Job) -> Asker:
