@@ -70,8 +70,9 @@ def ppo(job: dict[str, Any], output: str, clock: Clock) -> None:
     tokenizer = AutoTokenizer.from_pretrained(job["folder"], padding_side="left")
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     count = len(job["prompts"])
+    assert count % PASSES == 0, "each pass has as many rows"
     config = PPOConfig(
-        per_device_train_batch_size=count // PASSES,  # with all rows at once 24 GB may not be enough
+        per_device_train_batch_size=count // PASSES,  # all rows at once need all of 24 GB
         num_ppo_epochs=job["epochs"],
         num_mini_batches=1,
         total_episodes=count * (job["warmup"] + job["rounds"]),

@@ -113,20 +113,21 @@ def alignment_lines(result: Alignment) -> list[str]:
 def verdict(result: Alignment) -> list[str]:
     """What the numbers say, as plainly as they allow."""
     found: list[str] = []
-    aligned, same = result.alignment, result.same_position
-    positional = same is not None and same.value > MOSTLY
+    aligned = result.alignment
     if math.isnan(aligned.low):
         found.append("Every label is an exact tie: the two orders cancel out, and nothing is said about the texts.")
     elif aligned.low <= COIN <= aligned.high:
         found.append("It is not shown to agree with people more often than a coin would: the interval holds 50 %.")
     elif aligned.high < COIN:
-        asked = "" if positional else ": is the question, or the data, turned round?"
-        found.append(f"It disagrees with people more often than a coin would{asked or '.'}")
+        found.append(
+            "It disagrees with people more often than a coin would: is the question, or the data, turned round?"
+        )
     else:
         found.append(f"It agrees with people more often than a coin would (at least {100 * aligned.low:.0f} %).")
+    same = result.same_position
     if result.consistent is None:
         found.append("Only one order was asked: what the position does is in these labels, and cannot be seen.")
-    if same is not None and positional:
+    if same is not None and same.value > MOSTLY:
         side = "first" if result.first_position is not None and result.first_position.value >= COIN else "second"
         found.append(
             f"It picks the same position in {100 * same.value:.0f} % of pairs, mostly the {side}: "

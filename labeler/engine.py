@@ -9,6 +9,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from threading import Lock
 from typing import Protocol, TypeVar
@@ -22,6 +23,9 @@ from lm.strings import Ask
 from prompts.render import Prompt
 
 A = TypeVar("A")
+
+AHEAD = 2
+"""Calls in hand: one computes, and the prompts of the next are encoded."""
 
 ROOM = 4
 """Tokens that an option may take beyond its prompt."""
@@ -49,12 +53,14 @@ class InProcess:
         self.name, self.identity, self.rows = name, identity, rows
         self._engine, self._encoder, self._context = engine, encoder, context
         self._one = Lock()  # a cancelled call's thread runs to its end; the next one waits for it
+        self._threads = ThreadPoolExecutor(AHEAD)  # its own: calls that wait must not fill up the event loop's
+        self._closed = False
 
     async def likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
-        return await asyncio.to_thread(self._likelihoods, requests)
+        return await self._aside(lambda: self._likelihoods(requests))
 
     async def texts(self, requests: Sequence[Write]) -> list[Text | Failed]:
-        return await asyncio.to_thread(self._texts, requests)
+        return await self._aside(lambda: self._texts(requests))
 
     def overflow(self, request: Choose | Write) -> int:
         room = self._context - (request.max_tokens if isinstance(request, Write) else ROOM)
@@ -71,11 +77,22 @@ class InProcess:
         return len(self._encode(_asked(request) if isinstance(request, Write) else request.prompt))
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._alone, self._engine.close)
+        self._closed = True
+        await self._aside(self._close)
+        self._threads.shutdown(wait=False)
 
-    def _alone(self, compute: Callable[[], A]) -> tuple[A | Failed, float]:
+    def _close(self) -> None:
+        with self._one:
+            self._engine.close()
+
+    async def _aside(self, work: Callable[[], A]) -> A:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _computed(self, compute: Callable[[], A]) -> tuple[A | Failed, float]:
         """What the engine says, and its seconds. One call computes; the prompts of the next are encoded meanwhile."""
         with self._one:
+            if self._closed:
+                return Failed("stopped", "the model was closed before it came to this"), 0.0
             started = time.perf_counter()
             found = _caught(compute)
             return found, time.perf_counter() - started
@@ -91,7 +108,7 @@ class InProcess:
 
     def _likelihoods(self, requests: Sequence[Choose]) -> list[Likelihoods | Failed]:
         asks = [self._ask(each) for each in requests]
-        found, seconds = self._alone(lambda: self._engine.log_probabilities(asks))
+        found, seconds = self._computed(lambda: self._engine.log_probabilities(asks))
         if isinstance(found, Failed):
             return [found for _ in requests]
         share = seconds / max(1, len(requests))
@@ -107,7 +124,7 @@ class InProcess:
             Draw(self._encode(_asked(each)), each.max_tokens, each.temperature, each.top_k, each.seed, each.stop)
             for each in requests
         ]
-        found, seconds = self._alone(lambda: self._engine.write(draws))
+        found, seconds = self._computed(lambda: self._engine.write(draws))
         if isinstance(found, Failed):
             return [found for _ in requests]
         share = seconds / max(1, len(requests))

@@ -105,9 +105,8 @@ async def run(
             await window.start(one, waiting)
     if not tally.failed and whole:
         journal.forget_answers()
-    good, others = journal.counts()
-    left_out = good - tally.answered - tally.resumed
-    return Outcome(tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats, left_out, others)
+    counts = tally.rows, tally.answered, tally.resumed, tally.failed, tally.repeats
+    return Outcome(*counts, journal.left_out(), journal.other_jobs())
 
 
 class _Window:

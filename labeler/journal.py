@@ -97,11 +97,19 @@ class Journal:
         with self._guarded():
             self._db.close()
 
-    def counts(self) -> tuple[int, int]:
-        """How many good results this job has, of whatever input, and how many other jobs this file has results of."""
+    def other_jobs(self) -> int:
+        """How many other jobs have results in this file."""
+        query = "SELECT COUNT(DISTINCT digest) FROM results WHERE digest != ?"
+        return int(self._select(query, [self._digest])[0][0])
+
+    def left_out(self) -> int:
+        """How many good results this job has of rows that were not in this run's input."""
+        query = """
+            SELECT COUNT(*) FROM results WHERE digest = ?1 AND ok = 1
+            AND NOT EXISTS (SELECT 1 FROM inputs WHERE inputs.digest = ?1 AND inputs.id = results.id)
+        """
         self.flush()
-        good = dict(self._select("SELECT digest, SUM(ok) FROM results GROUP BY digest", []))
-        return good.pop(self._digest, 0), len(good)
+        return int(self._select(query, [self._digest])[0][0])
 
     def finished(self, rows: Mapping[str, str]) -> set[str]:
         """Which of these ids have a good result for this very content. Failed rows are asked again."""

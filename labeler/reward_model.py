@@ -6,10 +6,12 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
 from data.records import Comparison, Failure, ModelReward, Prompt, Ranking, Response, fingerprint
 from labeler.backend import Usage
+from labeler.engine import AHEAD
 from labeler.job import Ask
 from labeler.journal import Journal
 from labeler.opening import REWARD
@@ -30,6 +32,7 @@ class Rewarder:
         self._model = RewardModel(name.removeprefix(REWARD), dtype=dtype, device=device)
         self.digest = fingerprint(["reward", self._model.identity])
         self._one = Lock()
+        self._threads = ThreadPoolExecutor(AHEAD)
 
     def asking(self, journal: Journal | None) -> Ask:  # noqa: ARG002
         """For a job: rewards are cheap, so no store of single answers stands before the model."""
@@ -40,7 +43,7 @@ class Rewarder:
 
     async def __call__(self, rows: Sequence[Response]) -> list[ModelReward | Failure]:
         """One reward or failure for each row, in order."""
-        return await asyncio.to_thread(self._rewarded, rows)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._rewarded, rows)
 
     async def rank(self, rows: Sequence[Comparison]) -> list[Ranking | Failure]:
         """Bradley-Terry as the model was trained: p[i][j] = sigmoid(r_i - r_j)."""
@@ -51,22 +54,23 @@ class Rewarder:
         return [self._ranking(row, [next(found) for _ in row.responses]) for row in rows]
 
     def _rewarded(self, rows: Sequence[Response]) -> list[ModelReward | Failure]:
-        started = time.perf_counter()
         asked = [self._encoded(row) for row in rows]
         good = [each for each in asked if isinstance(each, Encoded)]
         try:
             with self._one:
+                started = time.perf_counter()
                 values = iter(self._model.rewards(good))
+                seconds = time.perf_counter() - started
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
             return [_failure(row.id, "out_of_memory", "the model's machine ran out of memory") for row in rows]
-        share = (time.perf_counter() - started) / max(1, len(rows))
+        share = seconds / max(1, len(rows))
         answers = [
             each if isinstance(each, Failure) else self._reward(row, each, next(values), share)
             for row, each in zip(rows, asked, strict=True)
         ]
-        used = Usage(sum(each.size for each in good), 0, 0.0, time.perf_counter() - started)
+        used = Usage(sum(each.size for each in good), 0, 0.0, seconds)
         self.meter.add(Meter(len(rows), len(rows) - len(good), used))
         return answers
 

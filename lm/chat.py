@@ -40,7 +40,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._one = Lock()  # tokenizers have settings, which a call may change under another's feet
+        self._one = Lock()  # what becomes a special token is a setting of the tokenizer, which all threads share
         self._pieces = _template(tokenizer)
         self._text = lru_cache(maxsize=64)(self._fresh)
         self._frame = lru_cache(maxsize=256)(self._framed)
@@ -138,8 +138,8 @@ class Encoder:
             piece, found, text = text.partition(mark)
             if not found:
                 raise ValueError(f"the model's chat template leaves a turn out of {', '.join(roles)}")
-            pieces.append(tuple(self._tokenizer(piece, add_special_tokens=False).input_ids))
-        after = tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+            pieces.append(self._tokens([piece], special=True))
+        after = self._tokens([text], special=True)
         return Frame(tuple(pieces), after[: after.index(ends) + 1] if ends in after else end or after)
 
     def continuations(self, answer: str, options: Sequence[str]) -> tuple[tuple[Tokens, ...], ...]:
@@ -157,9 +157,12 @@ class Encoder:
     def _fresh(self, text: str) -> Tokens:
         # A lone surrogate (broken JSON escapes) has no UTF-8 form; a question mark stands for it.
         clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
-        pieces = self._broken(clean)
+        return self._tokens(self._broken(clean), special=False)
+
+    def _tokens(self, pieces: Sequence[str], *, special: bool) -> Tokens:
+        """One after another; `special` says whether special tokens may be among them."""
         with self._one:
-            encoded = self._tokenizer(pieces, add_special_tokens=False, split_special_tokens=True).input_ids
+            encoded = self._tokenizer(pieces, add_special_tokens=False, split_special_tokens=not special).input_ids
         return tuple(token for piece in encoded for token in piece)
 
     def _broken(self, text: str) -> list[str]:

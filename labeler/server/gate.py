@@ -35,8 +35,8 @@ UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LA
 """Answers to a body that was not read to its end: what comes after it on the connection cannot be told apart."""
 
 DISCARDING = 1.0
-"""Seconds in which the rest of a body that is too large is read and thrown away: who still sends it would see the
-connection break before it sees the answer."""
+"""Seconds in which, after the answer, the rest of a body that is too large is read and thrown away: who still sends it
+would see the connection break, and not the answer."""
 
 DIGITS = 18
 """Of a length that is worth reading."""
@@ -85,7 +85,7 @@ class Gate:
                 if (found := await _attended(answering(body, client(scope)), receive)) is not None:
                     await _answer(sending, *found)
             else:
-                await _answer(sending, body[0], problem(*body))
+                await _answer(sending, body[0], problem(*body), receive)
         except Exception as error:  # a defect of ours: the caller hears of it, and the server goes on
             LOG.error("request %s: %s", asked, defect(error))  # noqa: TRY400  its message may quote the body
             await _answer(sending, 500, problem(500, f"{type(error).__name__}; request {asked}"))
@@ -120,8 +120,9 @@ class Gate:
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
         told = dict(scope["headers"]).get(b"content-length", b"0")
+        too_large = 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
         if not told.isdigit() or len(told) > DIGITS or int(told) > self.largest:
-            return await self._too_large(receive)
+            return too_large
         parts: list[bytes] = []
         size = 0
         try:
@@ -133,20 +134,12 @@ class Gate:
                     part = message.get("body", b"")
                     size += len(part)
                     if size > self.largest:
-                        return await self._too_large(receive)
+                        return too_large
                     parts.append(part)
                     if not message.get("more_body"):
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             return 408, f"the body did not come within {self.patience:g} s"
-
-    async def _too_large(self, receive: Receive) -> tuple[int, str]:
-        end = time.monotonic() + DISCARDING
-        with suppress(TimeoutError):
-            async with asyncio.timeout(DISCARDING):
-                while (await receive()).get("more_body") and time.monotonic() < end:
-                    pass
-        return 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
 
 
 async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Receive) -> tuple[int, bytes] | None:
@@ -168,11 +161,24 @@ def client(scope: Scope) -> str:
     return f"{host}:{port}"
 
 
-async def _answer(send: Send, status: int, body: bytes) -> None:
+async def _answer(send: Send, status: int, body: bytes, unread: Receive | None = None) -> None:
+    """`unread` is where the rest of a body comes from that was not read to its end."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers.append((b"retry-after", b"1"))
     if status in UNREAD:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
+    if unread is not None and status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        await _discard(unread)
+        body = b""
     await send({"type": "http.response.body", "body": body})
+
+
+async def _discard(receive: Receive) -> None:
+    end = time.monotonic() + DISCARDING
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARDING):
+            while time.monotonic() < end and (await receive()).get("more_body"):  # one that never waits ends, too
+                pass

@@ -119,16 +119,21 @@ class Grader(Generic[Row, Good]):
         while True:
             taken = await self.queue.take(self.rows, self.linger if self.rows > 1 else 0.0, self._free)
             self._running += 1
-            for flight in taken:
-                flight.begun = True
-            self.watch.batch(len(taken))
-            answers = await self._answers([each.row for each in taken])
-            if len(taken) > 1 and all(isinstance(each, Failure) and each.reason in SHARED for each in answers):
-                answers = [(await self._answers([each.row]))[0] for each in taken]
-            for flight, answer in zip(taken, answers, strict=True):
-                self._settle(flight, answer)
-            self._running -= 1
-            self.queue.wake()
+            try:
+                await self._asked(taken)
+            finally:
+                self._running -= 1
+                self.queue.wake()
+
+    async def _asked(self, taken: Sequence[_Flight[Row, Good]]) -> None:
+        for flight in taken:
+            flight.begun = True
+        self.watch.batch(len(taken))
+        answers = await self._answers([each.row for each in taken])
+        if len(taken) > 1 and all(isinstance(each, Failure) and each.reason in SHARED for each in answers):
+            answers = [(await self._answers([each.row]))[0] for each in taken]
+        for flight, answer in zip(taken, answers, strict=True):
+            self._settle(flight, answer)
 
     def _free(self) -> bool:
         """Whether the model waits for work: then fewer rows than a call can have are asked at once."""

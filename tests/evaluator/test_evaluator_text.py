@@ -49,13 +49,6 @@ def test_the_verdict_names_a_preferred_position(result: Alignment, same: Interva
     assert words in lines[1]
 
 
-def test_a_labeler_that_answers_to_the_order_is_not_asked_whether_its_question_is_turned_round(result: Alignment):
-    below, positional = interval(0.3, 0.2, 0.45), interval(0.8, 0.7, 0.9)
-    first, second = verdict(replace(result, alignment=below, same_position=positional))
-    assert first == "It disagrees with people more often than a coin would."
-    assert "80 % of pairs" in second
-
-
 @pytest.mark.parametrize("same", [None, interval(0.2, 0.1, 0.3)], ids=["not asked", "seldom"])
 def test_the_verdict_is_silent_about_position_where_there_is_little_to_say(result: Alignment, same: Interval | None):
     assert len(verdict(replace(result, same_position=same))) == 1

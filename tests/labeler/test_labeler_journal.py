@@ -91,7 +91,7 @@ def test_jobs_do_not_see_each_others_results(path: Path):
     assert journal.finished({"a": "c"}) == set()
     assert journal.admit([(0, "a", "other content")]) == [True]
     assert list(journal.results(ok=True)) == []
-    assert journal.counts() == (0, 1)
+    assert (journal.left_out(), journal.other_jobs()) == (0, 1)
     journal.close()
 
 

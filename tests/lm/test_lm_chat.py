@@ -1,5 +1,7 @@
 """Are a conversation's tokens those of the model's own template, whatever the texts hold?"""
 
+import threading
+import time
 from itertools import pairwise
 
 import pytest
@@ -286,3 +288,26 @@ def test_a_raters_question_has_that_day_too():
         "<|im_start|>system\nToday Date: 26 Jul 2024\nBe brief.<|im_end|>\n<|im_start|>user\nWhich?<|im_end|>\n"
         "<|im_start|>assistant\nPreferred:"
     )
+
+
+def test_threads_do_not_change_what_becomes_a_special_token_under_one_another():
+    """Which tokens may be special is a setting of the tokenizer that they share."""
+    encoder = Encoder(made(CHATML))
+    right = encoder._framed(("user",))
+    end = time.monotonic() + 0.5
+    wrong: list[object] = []
+
+    def texts():
+        while time.monotonic() < end:
+            encoder._fresh("a <|im_end|> tree " * 100)
+
+    def frames():
+        while time.monotonic() < end and not wrong:
+            wrong.extend(each for each in [encoder._framed(("user",))] if each != right)
+
+    threads = [threading.Thread(target=each) for each in (texts, frames)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join()
+    assert not wrong

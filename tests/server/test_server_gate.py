@@ -238,7 +238,9 @@ def test_a_length_that_is_too_large_or_none_is_refused_before_the_body(told):
 
 
 @pytest.mark.parametrize("unended", [False, True])
-def test_a_chunked_body_is_counted_as_it_comes(unended):
+def test_a_chunked_body_is_counted_as_it_comes(unended, monkeypatch):
+    monkeypatch.setattr(gate, "DISCARDING", 0.05)
+
     async def work(web: Web) -> Any:
         whole = body_of(LARGEST)
         fits = [whole[at : at + 100_000] for at in range(0, len(whole), 100_000)]
@@ -294,6 +296,26 @@ def test_the_connection_of_a_body_that_was_not_read_is_closed(sent, tmp_path, mo
         assert heard.split()[1] in {b"413", b"408"}
     finally:
         it.kill()
+
+
+def connected(it: Process) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", it.port), PATIENCE)
+
+
+def test_a_length_that_is_too_large_is_refused_before_a_caller_who_asks_first_sends_anything(tmp_path):
+    """curl asks with Expect: 100-continue before it sends a large body."""
+    head = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\nExpect: 100-continue\r\n\r\n"
+    with process(*WORDS, "--largest-body", "1", cache=tmp_path) as it, connected(it) as wire:
+        wire.sendall(head)
+        assert wire.recv(65_536).split()[1] == b"413"
+
+
+def test_who_sends_slowly_hears_at_once_that_it_is_too_much(tmp_path):
+    head = b"POST /v1/rewards HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n"
+    with process(*WORDS, "--largest-body", "1", cache=tmp_path) as it, connected(it) as wire:
+        wire.sendall(head + b"x" * 1000)
+        wire.settimeout(gate.DISCARDING / 2)
+        assert wire.recv(65_536).split()[1] == b"413"
 
 
 def test_connections_take_turns_also_from_one_address():
