@@ -34,9 +34,9 @@ OPEN = frozenset({"/health", "/ready"})
 UNREAD = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE})
 """Answers to a body that was not read to its end: what comes after it on the connection cannot be told apart."""
 
-DISCARDING = 1.0
-"""Seconds in which, after the answer, the rest of a body that is too large is read and thrown away: who still sends it
-would see the connection break, and not the answer."""
+DISCARDED, DISCARDING = 8 << 20, 1.0
+"""A body with at most so many bytes too many is, after the answer, read and thrown away for so many seconds: who sends
+all before it listens would see the connection break, and not the answer."""
 
 DIGITS = 18
 """Of a length that is worth reading."""
@@ -85,7 +85,7 @@ class Gate:
                 if (found := await _attended(answering(body, client(scope)), receive)) is not None:
                     await _answer(sending, *found)
             else:
-                await _answer(sending, body[0], problem(*body), receive)
+                await _answer(sending, body[0], problem(*body), receive if self._nearly(scope) else None)
         except Exception as error:  # a defect of ours: the caller hears of it, and the server goes on
             LOG.error("request %s: %s", asked, defect(error))  # noqa: TRY400  its message may quote the body
             await _answer(sending, 500, problem(500, f"{type(error).__name__}; request {asked}"))
@@ -117,6 +117,11 @@ class Gate:
         if any(hmac.compare_digest(each.encode(), self.token.encode()) for each in told):
             return None
         return 401, "a token is needed: Authorization: Bearer TOKEN, X-API-Key, ?key=TOKEN, or the path /k/TOKEN/..."
+
+    def _nearly(self, scope: Scope) -> bool:
+        """Whether a body says of itself that it is not much too large."""
+        told = dict(scope["headers"]).get(b"content-length", b"")
+        return told.isdigit() and len(told) <= DIGITS and int(told) <= self.largest + DISCARDED
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
         told = dict(scope["headers"]).get(b"content-length", b"0")
