@@ -128,9 +128,8 @@ def verdict(result: Alignment) -> list[str]:
     if result.consistent is None:
         found.append("Only one order was asked: what the position does is in these labels, and cannot be seen.")
     if same is not None and same.value > MOSTLY:
-        side = "first" if result.first_position is not None and result.first_position.value >= COIN else "second"
         found.append(
-            f"It picks the same position in {100 * same.value:.0f} % of pairs, mostly the {side}: "
+            f"It picks the same position in {100 * same.value:.0f} % of pairs{_mostly(result.first_position)}: "
             "there it answers to the order, not to the texts."
         )
     if result.mass < LITTLE:
@@ -139,6 +138,13 @@ def verdict(result: Alignment) -> list[str]:
             "the model wanted to say something else, and p is mostly noise."
         )
     return found
+
+
+def _mostly(first: Interval | None) -> str:
+    """Which position, where the interval says that it is one more than the other."""
+    if first is None or first.low <= COIN <= first.high:
+        return ""
+    return ", mostly the first" if first.low > COIN else ", mostly the second"
 
 
 def p_value(p: float) -> str:

@@ -41,8 +41,9 @@ def test_the_verdict_compares_with_a_coin_by_the_interval(result: Alignment, ali
     [
         (interval(0.8, 0.7, 0.9), interval(0.9, 0.8, 1.0), "80 % of pairs, mostly the first"),
         (interval(0.8, 0.7, 0.9), interval(0.1, 0.0, 0.2), "80 % of pairs, mostly the second"),
+        (interval(0.8, 0.7, 0.9), interval(0.4, 0.2, 0.6), "80 % of pairs: there"),
     ],
-    ids=["first", "second"],
+    ids=["first", "second", "not shown"],
 )
 def test_the_verdict_names_a_preferred_position(result: Alignment, same: Interval, first: Interval, words: str):
     lines = verdict(replace(result, same_position=same, first_position=first))
