@@ -77,6 +77,8 @@ class InProcess:
         return len(self._encode(_asked(request) if isinstance(request, Write) else request.prompt))
 
     async def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         await self._aside(self._close)
         self._threads.shutdown(wait=False)
