@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
@@ -120,13 +121,12 @@ class Gate:
 
     def _nearly(self, scope: Scope) -> bool:
         """Whether a body says of itself that it is not much too large."""
-        told = dict(scope["headers"]).get(b"content-length", b"")
-        return told.isdigit() and len(told) <= DIGITS and int(told) <= self.largest + DISCARDED
+        length = _length(scope)
+        return length is not None and length <= self.largest + DISCARDED
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes | tuple[int, str]:
-        told = dict(scope["headers"]).get(b"content-length", b"0")
         too_large = 413, f"the body is larger than {self.largest} bytes; send fewer items, or raise --largest-body"
-        if not told.isdigit() or len(told) > DIGITS or int(told) > self.largest:
+        if (_length(scope) or 0) > self.largest:
             return too_large
         parts: list[bytes] = []
         size = 0
@@ -145,6 +145,14 @@ class Gate:
                         return parts[0] if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             return 408, f"the body did not come within {self.patience:g} s"
+
+
+def _length(scope: Scope) -> float | None:
+    """Bytes of the body by its header; None where there is no such header, endless where it makes no sense."""
+    told = dict(scope["headers"]).get(b"content-length")
+    if told is None:
+        return None
+    return int(told) if told.isdigit() and len(told) <= DIGITS else math.inf
 
 
 async def _attended(work: Coroutine[Any, Any, tuple[int, bytes]], receive: Receive) -> tuple[int, bytes] | None:

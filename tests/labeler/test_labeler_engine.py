@@ -68,14 +68,20 @@ def asked(text: str) -> list[Choose]:
     return [Choose(Prompt("", text, "", "", ""), ("1", "2"))]
 
 
+async def in_hand(backend: InProcess, engine: Any, encoder: Any) -> list[asyncio.Task[Any]]:
+    """Two calls: the first computes, the second is encoded."""
+    first = asyncio.create_task(backend.likelihoods(asked("first")))
+    assert await asyncio.to_thread(engine.begun.wait, PATIENCE)
+    second = asyncio.create_task(backend.likelihoods(asked("second")))
+    assert await asyncio.to_thread(encoder.seen.wait, PATIENCE)
+    return [first, second]
+
+
 def test_a_call_is_encoded_while_another_computes_and_computes_after_it():
     backend, engine, encoder = made()
 
     async def run() -> Any:
-        first = asyncio.create_task(backend.likelihoods(asked("first")))
-        await asyncio.to_thread(engine.begun.wait, PATIENCE)
-        second = asyncio.create_task(backend.likelihoods(asked("second")))
-        assert await asyncio.to_thread(encoder.seen.wait, PATIENCE)
+        first, second = await in_hand(backend, engine, encoder)
         await asyncio.sleep(0.2)
         assert engine.log == ["begins"]
         engine.let.set()
@@ -93,10 +99,7 @@ def test_a_call_that_waits_when_the_model_is_closed_is_not_computed():
     backend, engine, encoder = made()
 
     async def run() -> Any:
-        first = asyncio.create_task(backend.likelihoods(asked("first")))
-        await asyncio.to_thread(engine.begun.wait, PATIENCE)
-        second = asyncio.create_task(backend.likelihoods(asked("second")))
-        await asyncio.to_thread(encoder.seen.wait, PATIENCE)
+        first, second = await in_hand(backend, engine, encoder)
         closing = asyncio.create_task(backend.close())
         await asyncio.sleep(0.1)
         engine.let.set()
